@@ -1,0 +1,9 @@
+//! Real-time object detection on video, on small computers.
+//!
+//! A source feeds frames through a lock-free queue to an executor that runs a quantised RetinaNet in integers, then
+//! to decoding and non-maximum suppression, then to an overlay sink. `ARCHITECTURE.md` has the map.
+
+pub mod detection;
+pub mod frame;
+pub mod quant;
+pub mod retinanet;

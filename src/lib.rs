@@ -4,6 +4,7 @@
 //! to decoding and non-maximum suppression, then to an overlay sink. `ARCHITECTURE.md` has the map.
 
 pub mod detection;
+pub mod eval;
 pub mod frame;
 pub mod quant;
 pub mod retinanet;

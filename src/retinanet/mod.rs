@@ -4,8 +4,10 @@
 
 mod anchors;
 mod coder;
+mod heads;
 mod manifest;
 
 pub use anchors::{AnchorConfig, AnchorStride, Anchors, LevelAnchors};
 pub use coder::{BBOX_XFORM_CLIP, BoxCoder, Deltas};
+pub use heads::{HeadData, HeadOutputs, LevelHeads};
 pub use manifest::{InputSpec, LevelSpec, MANIFEST_SCHEMA, Manifest, ManifestError, NetworkSpec, PREPROCESS_VERSION, PostprocessSpec};

@@ -1,0 +1,137 @@
+//! The COCO annotation format, with two additions: which classes of a picture are completely labelled, and scored
+//! annotations.
+//!
+//! Format: <https://cocodataset.org/#format-data>. Category ids need not be contiguous.
+
+use serde::{Deserialize, Serialize};
+use std::collections::{HashMap, HashSet};
+
+/// An `annotations.json`.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+pub struct CocoDataset {
+    /// Pictures.
+    #[serde(default)]
+    pub images: Vec<CocoImage>,
+    /// Boxes.
+    pub annotations: Vec<CocoAnnotation>,
+    /// Classes.
+    pub categories: Vec<CocoCategory>,
+}
+
+/// A picture.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+pub struct CocoImage {
+    /// Unique number.
+    pub id: u64,
+    /// Name within the folder `images`.
+    pub file_name: String,
+    /// Width in pixels.
+    pub width: u32,
+    /// Height in pixels.
+    pub height: u32,
+    /// Categories whose every instance is boxed in this picture; absent: all of them.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub exhaustive_category_ids: Option<Vec<u32>>,
+}
+
+impl CocoImage {
+    /// Whether every instance of the category is boxed in this picture.
+    #[must_use]
+    pub fn is_exhaustive(&self, category_id: u32) -> bool {
+        self.exhaustive_category_ids.as_ref().is_none_or(|ids| ids.contains(&category_id))
+    }
+}
+
+/// A box.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+pub struct CocoAnnotation {
+    /// Unique number.
+    #[serde(default)]
+    pub id: u64,
+    /// Picture.
+    pub image_id: u64,
+    /// Class.
+    pub category_id: u32,
+    /// `[x, y, width, height]` in pixels of the picture.
+    pub bbox: [f64; 4],
+    /// Area of the object in square pixels (of its mask where there is one).
+    #[serde(default)]
+    pub area: f64,
+    /// 1: a region with many instances, to be ignored.
+    #[serde(default)]
+    pub iscrowd: u8,
+    /// Confidence of a label that a model made rather than a person; absent for drawn labels.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub score: Option<f64>,
+}
+
+/// A class.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct CocoCategory {
+    /// Number that annotations use.
+    pub id: u32,
+    /// Name, as in a model's labels.
+    pub name: String,
+}
+
+/// Why a data set cannot be read.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum CocoError {
+    /// Not JSON, or not of this form.
+    #[error("{0}")]
+    Syntax(String),
+    /// Two pictures with the same id.
+    #[error("image id {0} is used twice")]
+    DuplicateImage(u64),
+    /// An annotation of a picture that is not there.
+    #[error("annotation {annotation} names image {image}, which is not in the file")]
+    UnknownImage {
+        /// Annotation id.
+        annotation: u64,
+        /// Image id.
+        image: u64,
+    },
+    /// An annotation of a class that is not there.
+    #[error("annotation {annotation} names category {category}, which is not in the file")]
+    UnknownCategory {
+        /// Annotation id.
+        annotation: u64,
+        /// Category id.
+        category: u32,
+    },
+}
+
+impl CocoDataset {
+    /// Reads an `annotations.json` and checks its references.
+    ///
+    /// # Errors
+    /// [`CocoError`] naming the entry.
+    pub fn parse(text: &str) -> Result<Self, CocoError> {
+        let dataset: Self = serde_json::from_str(text).map_err(|error| CocoError::Syntax(error.to_string()))?;
+        let mut images = HashSet::with_capacity(dataset.images.len());
+        if let Some(twice) = dataset.images.iter().find(|image| !images.insert(image.id)) {
+            return Err(CocoError::DuplicateImage(twice.id));
+        }
+        let categories: HashSet<u32> = dataset.categories.iter().map(|category| category.id).collect();
+        for annotation in &dataset.annotations {
+            if !images.contains(&annotation.image_id) {
+                return Err(CocoError::UnknownImage { annotation: annotation.id, image: annotation.image_id });
+            }
+            if !categories.contains(&annotation.category_id) {
+                return Err(CocoError::UnknownCategory { annotation: annotation.id, category: annotation.category_id });
+            }
+        }
+        Ok(dataset)
+    }
+
+    /// Annotations by picture id.
+    #[must_use]
+    pub fn by_image(&self) -> HashMap<u64, Vec<&CocoAnnotation>> {
+        let mut by_image: HashMap<u64, Vec<&CocoAnnotation>> = HashMap::new();
+        for annotation in &self.annotations {
+            by_image.entry(annotation.image_id).or_default().push(annotation);
+        }
+        by_image
+    }
+}

@@ -5,6 +5,8 @@
 
 pub mod detection;
 pub mod eval;
+pub mod executor;
 pub mod frame;
+pub mod kernels;
 pub mod quant;
 pub mod retinanet;

@@ -1,0 +1,116 @@
+//! A network in float, by plain tract: for comparison with its quantised form.
+
+use super::onnx::GraphProto;
+use super::{Census, LoadError, OpCount, OutputInfo, RunError, value_dims};
+use crate::kernels::Shape;
+use tract_onnx::prelude::*;
+
+/// A runnable float network.
+pub(super) struct FloatPlan {
+    state: TypedSimpleState,
+    input_name: String,
+    input_shape: Shape,
+    outputs: Vec<OutputInfo>,
+    /// Values of the last run in `[H, W, C]`.
+    results: Vec<Vec<f32>>,
+    census: Census,
+}
+
+impl std::fmt::Debug for FloatPlan {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("FloatPlan").field("input", &self.input_name).field("outputs", &self.outputs.len()).finish_non_exhaustive()
+    }
+}
+
+impl FloatPlan {
+    pub(super) fn new(bytes: &[u8], graph: &GraphProto) -> Result<Self, LoadError> {
+        let initializers: Vec<&str> = graph.initializer.iter().map(|tensor| tensor.name.as_str()).collect();
+        let input = graph.input.iter().find(|input| !initializers.contains(&input.name.as_str()));
+        let input = input.ok_or_else(|| LoadError::Contract("the network has no input".into()))?;
+        let dims = value_dims(input);
+        let [_, Some(c), Some(h), Some(w)] = dims[..] else {
+            return Err(LoadError::Contract(format!("the input `{}` has shape {dims:?}, expected [1, C, H, W] with fixed sizes", input.name)));
+        };
+        let input_shape = Shape { h, w, c };
+        let engine = |error: TractError| LoadError::Engine(format!("{error:#}"));
+        let build = || -> TractResult<(TypedSimpleState, Vec<OutputInfo>, Census)> {
+            let model = onnx().model_for_read(&mut &*bytes)?.with_input_fact(0, f32::fact([1, c, h, w]).into())?;
+            let names: Vec<String> = graph.output.iter().map(|output| output.name.clone()).collect();
+            let typed = model.into_optimized()?;
+            let mut outputs = Vec::with_capacity(names.len());
+            for (name, outlet) in names.into_iter().zip(typed.output_outlets()?) {
+                let fact = typed.outlet_fact(*outlet)?;
+                let dims = fact.shape.as_concrete().ok_or_else(|| TractError::msg("outputs have fixed sizes"))?;
+                let &[1, c, h, w] = dims else { bail_shape(&name, dims)? };
+                outputs.push(OutputInfo { name, shape: Shape { h, w, c }, params: None });
+            }
+            let census = census(graph, &typed);
+            Ok((typed.into_runnable()?.spawn()?, outputs, census))
+        };
+        let (state, outputs, census) = build().map_err(engine)?;
+        let results = outputs.iter().map(|output| vec![0.0; output.shape.len()]).collect();
+        Ok(Self { state, input_name: input.name.clone(), input_shape, outputs, results, census })
+    }
+
+    pub(super) fn input_name(&self) -> &str {
+        &self.input_name
+    }
+
+    pub(super) const fn input_shape(&self) -> Shape {
+        self.input_shape
+    }
+
+    pub(super) fn outputs(&self) -> &[OutputInfo] {
+        &self.outputs
+    }
+
+    pub(super) fn census(&self) -> Census {
+        self.census.clone()
+    }
+
+    /// Runs the network; `fill` writes its input `[C, H, W]`.
+    pub(super) fn run(&mut self, fill: impl FnOnce(&mut [f32])) -> Result<(), RunError> {
+        self.try_run(fill).map_err(|error| RunError(format!("{error:#}")))
+    }
+
+    fn try_run(&mut self, fill: impl FnOnce(&mut [f32])) -> TractResult<()> {
+        let Shape { h, w, c } = self.input_shape;
+        let mut input = Tensor::zero::<f32>(&[1, c, h, w])?;
+        fill(input.try_as_plain_ram_mut()?.as_slice_mut::<f32>()?);
+        let outputs = self.state.run(tvec!(input.into_tvalue()))?;
+        for ((output, info), result) in outputs.iter().zip(&self.outputs).zip(&mut self.results) {
+            let values = output.try_as_plain_ram()?.as_slice::<f32>()?;
+            let (channels, cells) = (info.shape.c, info.shape.h * info.shape.w);
+            for (i, value) in result.iter_mut().enumerate() {
+                *value = values[(i % channels) * cells + i / channels];
+            }
+        }
+        Ok(())
+    }
+
+    /// Output `idx` of the last run: values in `[H, W, C]`.
+    pub(super) fn output(&self, idx: usize) -> (&[f32], Shape) {
+        (&self.results[idx], self.outputs[idx].shape)
+    }
+}
+
+fn bail_shape<T>(name: &str, dims: &[usize]) -> TractResult<T> {
+    Err(TractError::msg(format!("the output `{name}` has shape {dims:?}, expected [1, C, H, W]")))
+}
+
+/// Operators of the optimised graph; multiplications from the convolutions of the file.
+fn census(graph: &GraphProto, typed: &TypedModel) -> Census {
+    let mut census = Census { float_convs: graph.node.iter().filter(|node| node.op_type == "Conv").count(), ..Census::default() };
+    for node in typed.nodes() {
+        for output in &node.outputs {
+            let len = output.fact.shape.as_concrete().map_or(0, |dims| dims.iter().product::<usize>());
+            census.activation_bytes += len * output.fact.datum_type.size_of();
+        }
+        let op = node.op.name().to_string();
+        match census.ops.iter_mut().find(|count| count.op == op) {
+            Some(count) => count.count += 1,
+            None => census.ops.push(OpCount { op, dtype: "f32", count: 1, macs: 0 }),
+        }
+    }
+    census
+}

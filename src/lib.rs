@@ -8,5 +8,6 @@ pub mod eval;
 pub mod executor;
 pub mod frame;
 pub mod kernels;
+pub mod postprocess;
 pub mod quant;
 pub mod retinanet;

@@ -120,13 +120,15 @@ pub fn qu8_qc8w_conv_row(
 #[inline]
 fn accumulate(pixels: [&[u8]; X_TILE], zero_point: u8, weights: &[i16], acc: &mut [[i32; OC_TILE]; X_TILE]) {
     let zp = i16::from(zero_point);
-    let [a, b, c, d] = pixels;
-    for ((((&a, &b), &c), &d), weights) in a.iter().zip(b).zip(c).zip(d).zip(weights.as_chunks::<OC_TILE>().0) {
-        for (column, x) in acc.iter_mut().zip([a, b, c, d]) {
+    let weights = weights.as_chunks::<OC_TILE>().0;
+    for (column, pixel) in acc.iter_mut().zip(pixels) {
+        let mut sums = *column;
+        for (&x, weights) in pixel.iter().zip(weights) {
             let x = i16::from(x) - zp;
-            for (acc, &w) in column.iter_mut().zip(weights) {
-                *acc = acc.wrapping_add(i32::from(x) * i32::from(w));
+            for o in 0..OC_TILE {
+                sums[o] = sums[o].wrapping_add(i32::from(x) * i32::from(weights[o]));
             }
         }
+        *column = sums;
     }
 }

@@ -1,0 +1,189 @@
+//! Preprocessing, network and postprocessing as one step: a picture in, detections in its pixels out.
+
+use super::clock::Stopwatch;
+use super::ports::{Detect, DetectError, StageTimes};
+use crate::detection::Detection;
+use crate::executor::{Executor, LoadError, LoadOptions};
+use crate::frame::{Letterbox, PictureRef};
+use crate::postprocess::Postprocessor;
+use crate::preprocess::Preprocessor;
+use crate::retinanet::{Manifest, ManifestError};
+use sha2::{Digest, Sha256};
+use std::path::{Path, PathBuf};
+
+/// How to open a model.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct DetectorOptions {
+    /// Threads that share the rows of a layer; 0 means as many as there are processors.
+    pub threads: usize,
+    /// Score threshold for every class, instead of the manifest's `display_threshold`.
+    pub score_threshold: Option<f32>,
+    /// Accept a network that runs in float.
+    pub allow_float: bool,
+}
+
+/// Why a model cannot be opened.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum OpenError {
+    /// A file that cannot be read.
+    #[error("cannot read {path}: {source}; a model is a folder with manifest.toml and the network that it names")]
+    Read {
+        /// The file.
+        path: PathBuf,
+        /// What the system says.
+        source: std::io::Error,
+    },
+    /// A manifest that cannot be used.
+    #[error("{path}: {source}")]
+    Manifest {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong with it.
+        source: ManifestError,
+    },
+    /// A network file that is not the one the manifest was written for.
+    #[error("{path} is not the file that its manifest was written for: SHA-256 {found}, expected {expected}")]
+    Digest {
+        /// The file.
+        path: PathBuf,
+        /// What the manifest states.
+        expected: String,
+        /// What the file has.
+        found: String,
+    },
+    /// A network that cannot be loaded.
+    #[error("{path}: {source}")]
+    Load {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        source: LoadError,
+    },
+}
+
+/// Reads `manifest.toml` of a model folder.
+///
+/// # Errors
+/// [`OpenError`] naming the file.
+pub fn read_manifest(model_dir: &Path) -> Result<Manifest, OpenError> {
+    let path = model_dir.join("manifest.toml");
+    let text = std::fs::read_to_string(&path).map_err(|source| OpenError::Read { path: path.clone(), source })?;
+    Manifest::parse(&text).map_err(|source| OpenError::Manifest { path, source })
+}
+
+/// A model, ready to look at pictures.
+#[derive(Debug)]
+pub struct Detector {
+    manifest: Manifest,
+    preprocessor: Preprocessor,
+    executor: Executor,
+    postprocessor: Postprocessor,
+    pixels: Vec<u8>,
+}
+
+impl Detector {
+    /// Opens the model in `model_dir`.
+    ///
+    /// # Errors
+    /// [`OpenError`] naming the file and what is wrong with it.
+    pub fn open(model_dir: &Path, options: &DetectorOptions) -> Result<Self, OpenError> {
+        let manifest = read_manifest(model_dir)?;
+        let path = model_dir.join(&manifest.network.file);
+        let bytes = std::fs::read(&path).map_err(|source| OpenError::Read { path: path.clone(), source })?;
+        if let Some(expected) = &manifest.network.sha256 {
+            let found = hex(&Sha256::digest(&bytes));
+            if !found.eq_ignore_ascii_case(expected) {
+                return Err(OpenError::Digest { path, expected: expected.clone(), found });
+            }
+        }
+        let threads = match options.threads {
+            0 => std::thread::available_parallelism().map_or(1, usize::from),
+            n => n,
+        };
+        let load = LoadOptions { threads, allow_float: options.allow_float };
+        let executor = Executor::load(&bytes, &manifest, &load).map_err(|source| OpenError::Load { path, source })?;
+        let threshold = |class: usize| options.score_threshold.unwrap_or_else(|| manifest.display_threshold(class));
+        let thresholds = (0..manifest.n_classes()).map(threshold).collect();
+        let (width, height) = (manifest.input.width, manifest.input.height);
+        Ok(Self {
+            preprocessor: Preprocessor::new((width, height)),
+            executor,
+            postprocessor: Postprocessor::with_thresholds(&manifest, thresholds),
+            pixels: vec![0; width * height * 3],
+            manifest,
+        })
+    }
+
+    /// The model's manifest.
+    #[must_use]
+    pub const fn manifest(&self) -> &Manifest {
+        &self.manifest
+    }
+
+    /// The model's network.
+    #[must_use]
+    pub const fn executor(&self) -> &Executor {
+        &self.executor
+    }
+
+    /// As [`Detect::detect`], and feeds every head tensor to `digest`, level by level, logits before deltas: the same
+    /// picture gives the same digest on every CPU.
+    ///
+    /// # Errors
+    /// [`DetectError`] if the network fails.
+    pub fn detect_with_digest(
+        &mut self,
+        picture: &PictureRef<'_>,
+        out: &mut Vec<Detection>,
+        digest: Option<&mut Sha256>,
+    ) -> Result<StageTimes, DetectError> {
+        let mut stopwatch = Stopwatch::start();
+        let letterbox = self.preprocessor.run(picture, &mut self.pixels);
+        let preprocess = stopwatch.lap();
+        let heads = self.executor.run(&self.pixels).map_err(|error| DetectError(error.to_string()))?;
+        let infer = stopwatch.lap();
+        self.postprocessor.run(&heads, out);
+        to_frame(&letterbox, out);
+        let postprocess = stopwatch.lap();
+        if let Some(digest) = digest {
+            for data in heads.levels.iter().flat_map(|level| [level.cls_logits, level.bbox_deltas]) {
+                digest_head(data, digest);
+            }
+        }
+        Ok(StageTimes { preprocess, infer, postprocess })
+    }
+}
+
+impl Detect for Detector {
+    fn detect(&mut self, picture: &PictureRef<'_>, out: &mut Vec<Detection>) -> Result<StageTimes, DetectError> {
+        self.detect_with_digest(picture, out, None)
+    }
+
+    fn labels(&self) -> &[String] {
+        &self.manifest.classes
+    }
+}
+
+fn digest_head(data: crate::retinanet::HeadData<'_>, digest: &mut Sha256) {
+    match data {
+        crate::retinanet::HeadData::Quantized(values, _) => digest.update(values),
+        crate::retinanet::HeadData::Float(values) => values.iter().for_each(|value| digest.update(value.to_le_bytes())),
+    }
+}
+
+/// Boxes of the network input as boxes of the picture, clipped to it; what lies outside goes.
+fn to_frame(letterbox: &Letterbox, detections: &mut Vec<Detection>) {
+    #[expect(clippy::cast_precision_loss, reason = "sides are at most 16,384 pixels")]
+    let (width, height) = (letterbox.src.0 as f32, letterbox.src.1 as f32);
+    for detection in detections.iter_mut() {
+        detection.bbox = letterbox.frame_from_net(&detection.bbox).clip(width, height);
+    }
+    detections.retain(|detection| detection.bbox.area() > 0.0);
+}
+
+/// Lower-case hexadecimal.
+#[must_use]
+pub fn hex(bytes: &[u8]) -> String {
+    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
+}

@@ -1,0 +1,102 @@
+//! Picture files: PNG, JPEG and WebP as RGB, decoded by one library so that every machine sees the same bits.
+
+use crate::frame::{MAX_SIDE, PictureRef};
+use image::{DynamicImage, ImageDecoder, ImageReader, Limits};
+use std::io;
+use std::path::{Path, PathBuf};
+
+/// Extensions of the files that [`open`] reads, lower case.
+pub const EXTENSIONS: [&str; 4] = ["jpg", "jpeg", "png", "webp"];
+
+/// A decoded picture.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct RgbPicture {
+    /// Width in pixels.
+    pub width: usize,
+    /// Height in pixels.
+    pub height: usize,
+    /// Red, green, blue, row by row without padding.
+    pub data: Vec<u8>,
+}
+
+impl RgbPicture {
+    /// The picture, borrowed.
+    ///
+    /// # Panics
+    /// If `data` is shorter than the sizes say.
+    #[must_use]
+    pub fn as_picture(&self) -> PictureRef<'_> {
+        PictureRef::rgb(&self.data, self.width, self.height).expect("data has width x height x 3 bytes")
+    }
+}
+
+/// Why a file gives no picture.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum ImageError {
+    /// The file cannot be read.
+    #[error("cannot read {path}: {source}")]
+    Read {
+        /// The file.
+        path: PathBuf,
+        /// What the system says.
+        source: io::Error,
+    },
+    /// The file is no picture, is damaged, or is too large.
+    #[error("{path} is not a picture that can be read ({reason}); JPEG, PNG and WebP up to {MAX_SIDE} pixels a side can")]
+    Decode {
+        /// The file.
+        path: PathBuf,
+        /// What the decoder says.
+        reason: String,
+    },
+    /// The file cannot be written.
+    #[error("cannot write {path}: {reason}")]
+    Write {
+        /// The file.
+        path: PathBuf,
+        /// What went wrong.
+        reason: String,
+    },
+}
+
+/// Reads a picture. The orientation that a camera noted is applied; the kind of file is told by its content.
+///
+/// # Errors
+/// [`ImageError`] naming the file.
+pub fn open(path: &Path) -> Result<RgbPicture, ImageError> {
+    let bytes = std::fs::read(path).map_err(|source| ImageError::Read { path: path.to_owned(), source })?;
+    decode(&bytes).map_err(|reason| ImageError::Decode { path: path.to_owned(), reason })
+}
+
+/// Decodes the content of a picture file.
+///
+/// # Errors
+/// What the decoder says.
+pub fn decode(bytes: &[u8]) -> Result<RgbPicture, String> {
+    let mut reader = ImageReader::new(io::Cursor::new(bytes)).with_guessed_format().map_err(|error| error.to_string())?;
+    let side = u32::try_from(MAX_SIDE).expect("the limit fits");
+    let mut limits = Limits::default();
+    limits.max_image_width = Some(side);
+    limits.max_image_height = Some(side);
+    reader.limits(limits);
+    let mut decoder = reader.into_decoder().map_err(|error| error.to_string())?;
+    let orientation = decoder.orientation().map_err(|error| error.to_string())?;
+    let mut picture = DynamicImage::from_decoder(decoder).map_err(|error| error.to_string())?;
+    picture.apply_orientation(orientation);
+    let rgb = picture.into_rgb8();
+    let (width, height) = (rgb.width() as usize, rgb.height() as usize);
+    Ok(RgbPicture { width, height, data: rgb.into_raw() })
+}
+
+/// Writes a picture as PNG or JPEG, by the extension of `path`.
+///
+/// # Errors
+/// [`ImageError::Write`] naming the file.
+pub fn save(path: &Path, picture: &RgbPicture) -> Result<(), ImageError> {
+    let failed = |reason: String| ImageError::Write { path: path.to_owned(), reason };
+    let side = |side: usize| u32::try_from(side).map_err(|error| failed(error.to_string()));
+    let (width, height) = (side(picture.width)?, side(picture.height)?);
+    image::save_buffer(path, &picture.data, width, height, image::ExtendedColorType::Rgb8)
+        .map_err(|error| failed(error.to_string()))
+}

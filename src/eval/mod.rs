@@ -1,5 +1,7 @@
 //! How good detections are: the COCO metrics.
 
 mod coco;
+mod metrics;
 
 pub use coco::{CocoAnnotation, CocoCategory, CocoDataset, CocoError, CocoImage};
+pub use metrics::{ClassReport, CocoEvaluator, EvalError, EvalReport, F1Threshold, MAX_DETECTIONS};

@@ -1,0 +1,454 @@
+//! COCO average precision, in the order of operations of pycocotools' `COCOeval`.
+//!
+//! Input: labelled pictures and, per picture, scored boxes. Output: an [`EvalReport`]. Equal scores keep the order in
+//! which they were added; pictures are taken in the order of their ids. Two rules go beyond pycocotools: a class that
+//! is not completely labelled in a picture is skipped there, boxes and detections both, and an `area` of 0 means the
+//! area of the box.
+
+use super::CocoDataset;
+use serde::{Deserialize, Serialize, Serializer};
+use std::cmp::Ordering;
+use std::collections::{HashMap, HashSet};
+
+/// Detections of one class in one picture that are looked at, best first.
+pub const MAX_DETECTIONS: usize = 100;
+
+const N_THRESHOLDS: usize = 10;
+const N_RECALLS: usize = 101;
+const AREA_LIMIT: f64 = 1e5 * 1e5;
+const SMALL_LIMIT: f64 = 32.0 * 32.0;
+const MEDIUM_LIMIT: f64 = 96.0 * 96.0;
+
+/// Which objects count, by area in square pixels, both ends included.
+#[derive(Debug, Clone, Copy)]
+struct AreaRange {
+    min: f64,
+    max: f64,
+}
+
+const ALL: AreaRange = AreaRange { min: 0.0, max: AREA_LIMIT };
+const SMALL: AreaRange = AreaRange { min: 0.0, max: SMALL_LIMIT };
+const MEDIUM: AreaRange = AreaRange { min: SMALL_LIMIT, max: MEDIUM_LIMIT };
+const LARGE: AreaRange = AreaRange { min: MEDIUM_LIMIT, max: AREA_LIMIT };
+
+impl AreaRange {
+    fn excludes(self, area: f64) -> bool {
+        area < self.min || area > self.max
+    }
+}
+
+/// Why detections cannot be scored.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum EvalError {
+    /// Detections of a picture that is not in the data set.
+    #[error("detections name image {0}, which is not in the data set")]
+    UnknownImage(u64),
+}
+
+/// Average precision of one class.
+#[derive(Debug, Clone, Copy, PartialEq, Default, Serialize, Deserialize)]
+pub struct ClassReport {
+    /// AP over IoU 0.50 to 0.95, in `[0, 1]`; absent where there is nothing to find.
+    pub ap: Option<f64>,
+    /// AP at IoU 0.5.
+    pub ap50: Option<f64>,
+    /// Labelled boxes that count: in pictures where the class is completely labelled, no crowds.
+    pub boxes: usize,
+}
+
+/// Average precision of a detector over a data set. Means are over the classes that have something to find.
+#[derive(Debug, Clone, PartialEq, Default, Serialize)]
+pub struct EvalReport {
+    /// AP over IoU 0.50 to 0.95, in `[0, 1]`; absent where there is nothing to find.
+    pub ap: Option<f64>,
+    /// AP at IoU 0.5.
+    pub ap50: Option<f64>,
+    /// AP at IoU 0.75.
+    pub ap75: Option<f64>,
+    /// AP of objects up to 32 x 32 pixels.
+    pub ap_small: Option<f64>,
+    /// AP of objects from 32 x 32 to 96 x 96 pixels.
+    pub ap_medium: Option<f64>,
+    /// AP of objects from 96 x 96 pixels.
+    pub ap_large: Option<f64>,
+    /// Pictures of the data set, with or without detections.
+    pub images: usize,
+    /// By class, in the order of the data set's categories.
+    #[serde(serialize_with = "serialize_as_map")]
+    pub per_class: Vec<(String, ClassReport)>,
+}
+
+fn serialize_as_map<S: Serializer>(classes: &[(String, ClassReport)], serializer: S) -> Result<S::Ok, S::Error> {
+    serializer.collect_map(classes.iter().map(|(name, report)| (name, report)))
+}
+
+/// A score threshold for one class.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+pub struct F1Threshold {
+    /// Class, as the data set numbers it.
+    pub category_id: u32,
+    /// Keep a detection if its score is above; half way between the last score kept and the first one dropped.
+    pub score_threshold: f64,
+    /// F1 at IoU 0.5 with this threshold.
+    pub f1: f64,
+    /// True detections among those kept.
+    pub precision: f64,
+    /// Labelled boxes found.
+    pub recall: f64,
+}
+
+#[derive(Debug, Clone, Copy)]
+struct Truth {
+    bbox: [f64; 4],
+    area: f64,
+    is_crowd: bool,
+}
+
+#[derive(Debug, Clone, Copy)]
+struct Scored {
+    bbox: [f64; 4],
+    score: f64,
+}
+
+/// One class in one picture.
+#[derive(Debug, Default)]
+struct Cell {
+    truths: Vec<Truth>,
+    detections: Vec<Scored>,
+}
+
+/// Collects detections picture by picture, then measures them.
+#[derive(Debug)]
+pub struct CocoEvaluator {
+    categories: Vec<(u32, String)>,
+    category_idx: HashMap<u32, usize>,
+    /// Position of a picture among all, in the order of ids.
+    image_idx: HashMap<u64, usize>,
+    /// `[category][image]`; `None` where the class is not completely labelled in the picture.
+    cells: Vec<Vec<Option<Cell>>>,
+}
+
+impl CocoEvaluator {
+    /// An evaluator for the pictures, boxes and classes of a data set.
+    #[must_use]
+    pub fn new(dataset: &CocoDataset) -> Self {
+        let mut seen = HashSet::new();
+        let categories: Vec<(u32, String)> = dataset
+            .categories
+            .iter()
+            .filter(|category| seen.insert(category.id))
+            .map(|category| (category.id, category.name.clone()))
+            .collect();
+        let category_idx: HashMap<u32, usize> = categories.iter().enumerate().map(|(idx, (id, _))| (*id, idx)).collect();
+        let mut images: Vec<_> = dataset.images.iter().collect();
+        images.sort_by_key(|image| image.id);
+        images.dedup_by_key(|image| image.id);
+        let image_idx = images.iter().enumerate().map(|(idx, image)| (image.id, idx)).collect();
+        let cells = categories
+            .iter()
+            .map(|(id, _)| images.iter().map(|image| image.is_exhaustive(*id).then(Cell::default)).collect())
+            .collect();
+        let mut evaluator = Self { categories, category_idx, image_idx, cells };
+        for annotation in &dataset.annotations {
+            let [_, _, width, height] = annotation.bbox;
+            #[expect(clippy::float_cmp, reason = "0 is what an absent area reads as")]
+            let area = if annotation.area == 0.0 { width * height } else { annotation.area };
+            let truth = Truth { bbox: annotation.bbox, area, is_crowd: annotation.iscrowd != 0 };
+            if let Some(&image) = evaluator.image_idx.get(&annotation.image_id)
+                && let Some(cell) = evaluator.cell_mut(image, annotation.category_id)
+            {
+                cell.truths.push(truth);
+            }
+        }
+        evaluator
+    }
+
+    fn cell_mut(&mut self, image_idx: usize, category_id: u32) -> Option<&mut Cell> {
+        let category_idx = *self.category_idx.get(&category_id)?;
+        self.cells[category_idx][image_idx].as_mut()
+    }
+
+    /// Adds detections of one picture: `(category_id, score, [x, y, width, height])`. Classes that the data set does
+    /// not have are left out.
+    ///
+    /// # Errors
+    /// [`EvalError::UnknownImage`].
+    pub fn add(&mut self, image_id: u64, detections: &[(u32, f64, [f64; 4])]) -> Result<(), EvalError> {
+        let image = *self.image_idx.get(&image_id).ok_or(EvalError::UnknownImage(image_id))?;
+        for &(category_id, score, bbox) in detections {
+            if let Some(cell) = self.cell_mut(image, category_id) {
+                cell.detections.push(Scored { bbox, score });
+            }
+        }
+        Ok(())
+    }
+
+    /// The metrics of everything added so far.
+    #[must_use]
+    pub fn summarize(&self) -> EvalReport {
+        let measures: Vec<ClassMeasure> = self.cells.iter().map(|cells| ClassMeasure::of(cells)).collect();
+        let mean = |of: &dyn Fn(&ClassMeasure) -> Option<f64>| mean_of(measures.iter().filter_map(of));
+        let overall = |ap: &Option<[f64; N_THRESHOLDS]>| ap.and_then(|by_iou| mean_of(by_iou.into_iter()));
+        EvalReport {
+            ap: mean(&|class| overall(&class.all)),
+            ap50: mean(&|class| class.all.map(|by_iou| by_iou[0])),
+            ap75: mean(&|class| class.all.map(|by_iou| by_iou[5])),
+            ap_small: mean(&|class| overall(&class.small)),
+            ap_medium: mean(&|class| overall(&class.medium)),
+            ap_large: mean(&|class| overall(&class.large)),
+            images: self.image_idx.len(),
+            per_class: self
+                .categories
+                .iter()
+                .zip(&measures)
+                .map(|((_, name), class)| {
+                    let ap50 = class.all.map(|by_iou| by_iou[0]);
+                    (name.clone(), ClassReport { ap: overall(&class.all), ap50, boxes: class.n_boxes })
+                })
+                .collect(),
+        }
+    }
+
+    /// For each class the score threshold with the best F1 at IoU 0.5; classes without a true detection are left out.
+    #[must_use]
+    pub fn best_f1_thresholds(&self) -> Vec<F1Threshold> {
+        self.categories.iter().zip(&self.cells).filter_map(|((id, _), cells)| best_f1(*id, cells)).collect()
+    }
+}
+
+/// AP of one class by IoU threshold, for each range of areas; `None` where there is nothing to find.
+#[derive(Debug)]
+struct ClassMeasure {
+    all: Option<[f64; N_THRESHOLDS]>,
+    small: Option<[f64; N_THRESHOLDS]>,
+    medium: Option<[f64; N_THRESHOLDS]>,
+    large: Option<[f64; N_THRESHOLDS]>,
+    n_boxes: usize,
+}
+
+impl ClassMeasure {
+    fn of(cells: &[Option<Cell>]) -> Self {
+        let images: Vec<ImageOverlaps> = cells.iter().flatten().filter_map(ImageOverlaps::of).collect();
+        let thresholds = iou_thresholds();
+        let measure = |range| Matches::of(&images, range, &thresholds).average_precision();
+        let n_boxes = images.iter().flat_map(|image| image.truths).filter(|truth| !truth.is_crowd).count();
+        Self { all: measure(ALL), small: measure(SMALL), medium: measure(MEDIUM), large: measure(LARGE), n_boxes }
+    }
+}
+
+/// The detections that count in one picture, best first, and how they overlap its boxes.
+struct ImageOverlaps<'a> {
+    truths: &'a [Truth],
+    detections: Vec<Scored>,
+    /// `[detection][truth]`.
+    ious: Vec<f64>,
+}
+
+impl<'a> ImageOverlaps<'a> {
+    fn of(cell: &'a Cell) -> Option<Self> {
+        if cell.truths.is_empty() && cell.detections.is_empty() {
+            return None;
+        }
+        let mut detections = cell.detections.clone();
+        detections.sort_by(|a, b| best_first(a.score, b.score));
+        detections.truncate(MAX_DETECTIONS);
+        let ious = detections
+            .iter()
+            .flat_map(|detection| cell.truths.iter().map(|truth| overlap(&detection.bbox, &truth.bbox, truth.is_crowd)))
+            .collect();
+        Some(Self { truths: &cell.truths, detections, ious })
+    }
+}
+
+/// What became of a detection.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Outcome {
+    True,
+    False,
+    Ignored,
+}
+
+/// All detections of one class, best first, with their outcome by IoU threshold.
+struct Matches {
+    scores: Vec<f64>,
+    /// `[threshold][detection]`.
+    outcomes: Vec<Vec<Outcome>>,
+    n_positives: usize,
+}
+
+impl Matches {
+    fn of(images: &[ImageOverlaps<'_>], range: AreaRange, thresholds: &[f64]) -> Self {
+        let mut scores = Vec::new();
+        let mut outcomes = vec![Vec::new(); thresholds.len()];
+        let mut n_positives = 0;
+        for image in images {
+            let is_ignored: Vec<bool> =
+                image.truths.iter().map(|truth| truth.is_crowd || range.excludes(truth.area)).collect();
+            // Boxes that count come first.
+            let mut order: Vec<usize> = (0..image.truths.len()).collect();
+            order.sort_by_key(|&truth| is_ignored[truth]);
+            n_positives += is_ignored.iter().filter(|&&ignored| !ignored).count();
+            scores.extend(image.detections.iter().map(|detection| detection.score));
+            for (outcomes, &threshold) in outcomes.iter_mut().zip(thresholds) {
+                match_image(image, &order, &is_ignored, range, threshold, outcomes);
+            }
+        }
+        let mut rank: Vec<usize> = (0..scores.len()).collect();
+        rank.sort_by(|&a, &b| best_first(scores[a], scores[b]));
+        let outcomes = outcomes.into_iter().map(|by_image| rank.iter().map(|&idx| by_image[idx]).collect()).collect();
+        Self { scores: rank.iter().map(|&idx| scores[idx]).collect(), outcomes, n_positives }
+    }
+
+    fn average_precision(&self) -> Option<[f64; N_THRESHOLDS]> {
+        if self.n_positives == 0 {
+            return None;
+        }
+        let mut by_iou = [0.0; N_THRESHOLDS];
+        for (ap, outcomes) in by_iou.iter_mut().zip(&self.outcomes) {
+            *ap = interpolated_precision(outcomes, self.n_positives);
+        }
+        Some(by_iou)
+    }
+}
+
+/// Greedy matching, best detection first. A detection takes the free box it overlaps most (of equals the last); a
+/// box to be ignored only if no other fits; a crowd can be taken any number of times.
+fn match_image(
+    image: &ImageOverlaps<'_>,
+    order: &[usize],
+    is_ignored: &[bool],
+    range: AreaRange,
+    threshold: f64,
+    outcomes: &mut Vec<Outcome>,
+) {
+    let n_truths = image.truths.len();
+    let mut is_taken = vec![false; n_truths];
+    for (detection_idx, detection) in image.detections.iter().enumerate() {
+        let ious = &image.ious[detection_idx * n_truths..][..n_truths];
+        let mut best_iou = threshold.min(1.0 - 1e-10);
+        let mut best: Option<usize> = None;
+        for &truth in order {
+            if is_taken[truth] && !image.truths[truth].is_crowd {
+                continue;
+            }
+            if is_ignored[truth] && best.is_some_and(|best| !is_ignored[best]) {
+                break;
+            }
+            if ious[truth] < best_iou {
+                continue;
+            }
+            best_iou = ious[truth];
+            best = Some(truth);
+        }
+        outcomes.push(match best {
+            Some(truth) => {
+                is_taken[truth] = true;
+                if is_ignored[truth] { Outcome::Ignored } else { Outcome::True }
+            }
+            None if range.excludes(detection.bbox[2] * detection.bbox[3]) => Outcome::Ignored,
+            None => Outcome::False,
+        });
+    }
+}
+
+/// Mean over 101 recalls of the best precision at that recall or beyond.
+#[expect(clippy::cast_precision_loss, reason = "counts are far below 2^53")]
+fn interpolated_precision(outcomes: &[Outcome], n_positives: usize) -> f64 {
+    let (mut n_true, mut n_false) = (0usize, 0usize);
+    let mut recalls = Vec::with_capacity(outcomes.len());
+    let mut precisions = Vec::with_capacity(outcomes.len());
+    for outcome in outcomes {
+        match outcome {
+            Outcome::True => n_true += 1,
+            Outcome::False => n_false += 1,
+            Outcome::Ignored => {}
+        }
+        recalls.push(n_true as f64 / n_positives as f64);
+        precisions.push(n_true as f64 / (n_false as f64 + n_true as f64 + f64::EPSILON));
+    }
+    for idx in (1..precisions.len()).rev() {
+        if precisions[idx] > precisions[idx - 1] {
+            precisions[idx - 1] = precisions[idx];
+        }
+    }
+    let sum: f64 = recall_thresholds()
+        .map(|wanted| precisions.get(recalls.partition_point(|&recall| recall < wanted)).copied().unwrap_or(0.0))
+        .sum();
+    sum / N_RECALLS as f64
+}
+
+#[expect(clippy::cast_precision_loss, reason = "counts are far below 2^53")]
+fn best_f1(category_id: u32, cells: &[Option<Cell>]) -> Option<F1Threshold> {
+    let images: Vec<ImageOverlaps<'_>> = cells.iter().flatten().filter_map(ImageOverlaps::of).collect();
+    let matches = Matches::of(&images, ALL, &[0.5]);
+    let counted: Vec<(f64, bool)> = matches
+        .scores
+        .iter()
+        .zip(&matches.outcomes[0])
+        .filter(|(_, outcome)| **outcome != Outcome::Ignored)
+        .map(|(score, outcome)| (*score, *outcome == Outcome::True))
+        .collect();
+    let mut best: Option<F1Threshold> = None;
+    let mut n_true = 0usize;
+    for (idx, &(score, is_true)) in counted.iter().enumerate() {
+        n_true += usize::from(is_true);
+        let next_score = counted.get(idx + 1).map_or(0.0, |next| next.0);
+        // Equal scores are kept or dropped together.
+        if next_score >= score || n_true == 0 {
+            continue;
+        }
+        let n_kept = idx + 1;
+        let f1 = 2.0 * n_true as f64 / (n_kept + matches.n_positives) as f64;
+        if best.is_none_or(|best| f1 > best.f1) {
+            best = Some(F1Threshold {
+                category_id,
+                score_threshold: f64::midpoint(score, next_score),
+                f1,
+                precision: n_true as f64 / n_kept as f64,
+                recall: n_true as f64 / matches.n_positives as f64,
+            });
+        }
+    }
+    best
+}
+
+/// IoU of two `[x, y, width, height]`; for a crowd the share of the detection inside it.
+fn overlap(detection: &[f64; 4], truth: &[f64; 4], is_crowd: bool) -> f64 {
+    let width = (detection[2] + detection[0]).min(truth[2] + truth[0]) - detection[0].max(truth[0]);
+    let height = (detection[3] + detection[1]).min(truth[3] + truth[1]) - detection[1].max(truth[1]);
+    if width <= 0.0 || height <= 0.0 {
+        return 0.0;
+    }
+    let shared = width * height;
+    let detection_area = detection[2] * detection[3];
+    let whole = if is_crowd { detection_area } else { detection_area + truth[2] * truth[3] - shared };
+    shared / whole
+}
+
+/// Descending; what is not a number last.
+fn best_first(a: f64, b: f64) -> Ordering {
+    b.partial_cmp(&a).unwrap_or_else(|| a.is_nan().cmp(&b.is_nan()))
+}
+
+/// 0.50, 0.55 … 0.95, to the last bit as `numpy.linspace` has them.
+fn iou_thresholds() -> [f64; N_THRESHOLDS] {
+    let step = (0.95 - 0.5) / 9.0;
+    let mut thresholds = [0.0; N_THRESHOLDS];
+    for (threshold, idx) in thresholds.iter_mut().zip(0u8..) {
+        *threshold = f64::from(idx) * step + 0.5;
+    }
+    thresholds[N_THRESHOLDS - 1] = 0.95;
+    thresholds
+}
+
+/// 0, 0.01 … 1.
+fn recall_thresholds() -> impl Iterator<Item = f64> {
+    (0..=100u8).map(|idx| if idx == 100 { 1.0 } else { f64::from(idx) * 0.01 })
+}
+
+#[expect(clippy::cast_precision_loss, reason = "a handful of values")]
+fn mean_of(values: impl Iterator<Item = f64>) -> Option<f64> {
+    let (sum, n) = values.fold((0.0, 0usize), |(sum, n), value| (sum + value, n + 1));
+    (n > 0).then(|| sum / n as f64)
+}

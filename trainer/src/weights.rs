@@ -1,0 +1,106 @@
+//! Named arrays in safetensors files, read and written without libtorch.
+
+use anyhow::{Context, Result, bail};
+use safetensors::{Dtype, SafeTensors, tensor::TensorView};
+use std::collections::{BTreeMap, HashMap};
+use std::path::Path;
+
+/// An array: sizes and values in row-major order.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Array {
+    /// Sizes.
+    pub shape: Vec<usize>,
+    /// Values.
+    pub data: Vec<f32>,
+}
+
+/// Arrays by name.
+pub type Weights = BTreeMap<String, Array>;
+
+/// A file's arrays and its texts.
+pub struct WeightsFile {
+    /// Arrays by name.
+    pub weights: Weights,
+    /// Metadata.
+    pub texts: HashMap<String, String>,
+}
+
+/// Reads a safetensors file with f32, f16 or bf16 arrays.
+pub fn read(path: &Path) -> Result<WeightsFile> {
+    let bytes = std::fs::read(path).with_context(|| format!("cannot read weights {}", path.display()))?;
+    let file = SafeTensors::deserialize(&bytes).with_context(|| format!("{} is not a safetensors file", path.display()))?;
+    let (_, metadata) = SafeTensors::read_metadata(&bytes)?;
+    let mut weights = Weights::new();
+    for (name, view) in file.tensors() {
+        let raw = view.data();
+        let data: Vec<f32> = match view.dtype() {
+            Dtype::F32 => raw.as_chunks::<4>().0.iter().map(|b| f32::from_le_bytes(*b)).collect(),
+            Dtype::F16 => raw.as_chunks::<2>().0.iter().map(|b| half::f16::from_le_bytes(*b).to_f32()).collect(),
+            Dtype::BF16 => raw.as_chunks::<2>().0.iter().map(|b| half::bf16::from_le_bytes(*b).to_f32()).collect(),
+            other => bail!("{}: `{name}` has type {other:?}; F32, F16 and BF16 can be read", path.display()),
+        };
+        weights.insert(name.clone(), Array { shape: view.shape().to_vec(), data });
+    }
+    Ok(WeightsFile { weights, texts: metadata.metadata().clone().unwrap_or_default() })
+}
+
+/// Writes a safetensors file of f32 arrays: first beside it, then in its place, so that a cut never leaves half a file.
+pub fn write(path: &Path, weights: &Weights, texts: HashMap<String, String>) -> Result<()> {
+    let bytes: Vec<(&String, &Array, Vec<u8>)> =
+        weights.iter().map(|(name, array)| (name, array, array.data.iter().flat_map(|v| v.to_le_bytes()).collect())).collect();
+    let mut views = Vec::with_capacity(bytes.len());
+    for (name, array, raw) in &bytes {
+        views.push((name.as_str(), TensorView::new(Dtype::F32, array.shape.clone(), raw)?));
+    }
+    let partial = path.with_extension("partial");
+    let file = safetensors::serialize(views, Some(texts))?;
+    std::fs::write(&partial, file).with_context(|| format!("cannot write {}", partial.display()))?;
+    std::fs::rename(&partial, path).with_context(|| format!("cannot write {}", path.display()))
+}
+
+/// How a foreign stem sees its input, from the `.json` beside its weights.
+#[derive(Debug, serde::Deserialize)]
+struct Sidecar {
+    input: SidecarInput,
+}
+
+#[derive(Debug, serde::Deserialize)]
+struct SidecarInput {
+    order: String,
+    mean: [f32; 3],
+    scale: [f32; 3],
+}
+
+/// Initial weights: as [`read`]; where a `.json` beside the file states another input than RGB / 255, the stem is
+/// rescaled to ours. Exact except at the padded border, which fine-tuning mends.
+pub fn read_initial(path: &Path) -> Result<Weights> {
+    let mut weights = read(path)?.weights;
+    let json = path.with_extension("json");
+    if !json.exists() {
+        return Ok(weights);
+    }
+    let text = std::fs::read_to_string(&json).with_context(|| format!("cannot read {}", json.display()))?;
+    let Sidecar { input } = serde_json::from_str(&text).with_context(|| format!("{}: no `input`", json.display()))?;
+    let is_bgr = match input.order.as_str() {
+        "BGR" => true,
+        "RGB" => false,
+        other => bail!("{}: input.order {other:?}, expected RGB or BGR", json.display()),
+    };
+    let Some(mut stem) = weights.remove("stem.weight") else { return Ok(weights) };
+    let mut bias = weights.remove("stem.bias").unwrap_or_else(|| Array { shape: vec![stem.shape[0]], data: vec![0.0; stem.shape[0]] });
+    let area = stem.shape[2] * stem.shape[3];
+    let foreign = stem.data.clone();
+    for (out, shift) in bias.data.iter_mut().enumerate() {
+        for channel in 0..3 {
+            let from = if is_bgr { 2 - channel } else { channel };
+            let taps = &foreign[(out * 3 + from) * area..][..area];
+            *shift -= taps.iter().sum::<f32>() * input.mean[from] * input.scale[from];
+            for (slot, tap) in stem.data[(out * 3 + channel) * area..][..area].iter_mut().zip(taps) {
+                *slot = tap * input.scale[from] * 255.0;
+            }
+        }
+    }
+    weights.insert("stem.weight".into(), stem);
+    weights.insert("stem.bias".into(), bias);
+    Ok(weights)
+}

@@ -1,8 +1,11 @@
 use fovea::executor::{LoadOptions, Network};
-fn f32s(p: &str) -> Vec<f32> { std::fs::read(p).unwrap().as_chunks::<4>().0.iter().map(|b| f32::from_le_bytes(*b)).collect() }
+fn f32s(p: &str) -> Vec<f32> {
+    std::fs::read(p).unwrap().as_chunks::<4>().0.iter().map(|b| f32::from_le_bytes(*b)).collect()
+}
 fn main() {
     let a: Vec<String> = std::env::args().collect();
-    let mut net = Network::load(&std::fs::read(&a[1]).unwrap(), &LoadOptions { threads: 1, allow_float: a.len() > 3 }).unwrap_or_else(|e| panic!("{e}"));
+    let mut net = Network::load(&std::fs::read(&a[1]).unwrap(), &LoadOptions { threads: 1, allow_float: a.len() > 3 })
+        .unwrap_or_else(|e| panic!("{e}"));
     println!("{:?}", net.census());
     let input = f32s(&format!("{}.in", a[2]));
     let want = f32s(&format!("{}.out", a[2]));

@@ -283,8 +283,7 @@ impl Matches {
         let mut outcomes = vec![Vec::new(); thresholds.len()];
         let mut n_positives = 0;
         for image in images {
-            let is_ignored: Vec<bool> =
-                image.truths.iter().map(|truth| truth.is_crowd || range.excludes(truth.area)).collect();
+            let is_ignored: Vec<bool> = image.truths.iter().map(|truth| truth.is_crowd || range.excludes(truth.area)).collect();
             // Boxes that count come first.
             let mut order: Vec<usize> = (0..image.truths.len()).collect();
             order.sort_by_key(|&truth| is_ignored[truth]);

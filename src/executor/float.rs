@@ -29,7 +29,10 @@ impl FloatPlan {
         let input = input.ok_or_else(|| LoadError::Contract("the network has no input".into()))?;
         let dims = value_dims(input);
         let [_, Some(c), Some(h), Some(w)] = dims[..] else {
-            return Err(LoadError::Contract(format!("the input `{}` has shape {dims:?}, expected [1, C, H, W] with fixed sizes", input.name)));
+            return Err(LoadError::Contract(format!(
+                "the input `{}` has shape {dims:?}, expected [1, C, H, W] with fixed sizes",
+                input.name
+            )));
         };
         let input_shape = Shape { h, w, c };
         let engine = |error: TractError| LoadError::Engine(format!("{error:#}"));

@@ -41,12 +41,20 @@ pub(super) struct Conv {
 pub(super) enum Operator {
     Conv(Box<Conv>),
     MaxPool(Window),
-    Add { terms: [AddTerm; 2], lo: u8, hi: u8 },
+    Add {
+        terms: [AddTerm; 2],
+        lo: u8,
+        hi: u8,
+    },
     /// A table for each part whose parameters differ from the whole.
     Concat(Vec<Option<Box<[u8; 256]>>>),
     Upsample2,
-    Slice { first: usize },
-    Shuffle { groups: usize },
+    Slice {
+        first: usize,
+    },
+    Shuffle {
+        groups: usize,
+    },
     Table(Box<[u8; 256]>),
 }
 
@@ -229,7 +237,8 @@ impl<'a> Lowering<'a> {
                 self.unary(node, params, |x| if x < 0.0 { alpha * x } else { x })
             }
             "HardSigmoid" => {
-                let (alpha, beta) = (Attributes(node).float("alpha").unwrap_or(0.2), Attributes(node).float("beta").unwrap_or(0.5));
+                let (alpha, beta) =
+                    (Attributes(node).float("alpha").unwrap_or(0.2), Attributes(node).float("beta").unwrap_or(0.5));
                 self.unary(node, params, |x| (alpha * x + beta).clamp(0.0, 1.0))
             }
             "HardSwish" => self.unary(node, params, |x| x * (x / 6.0 + 0.5).clamp(0.0, 1.0)),
@@ -241,10 +250,14 @@ impl<'a> Lowering<'a> {
     fn dequantized(&self, consumer: &NodeProto, name: &str) -> Lowered<Quantized> {
         let dq = self.producer(consumer, name)?;
         if dq.op_type != "DequantizeLinear" {
-            return Err(unsupported(consumer, format!("its input `{name}` comes in float from `{}` ({}), not from a DequantizeLinear", label(dq), dq.op_type)));
+            return Err(unsupported(
+                consumer,
+                format!("its input `{name}` comes in float from `{}` ({}), not from a DequantizeLinear", label(dq), dq.op_type),
+            ));
         }
         let q = input_of(dq, 0)?;
-        let value = *self.quantized.get(q).ok_or_else(|| unsupported(dq, format!("its input `{q}` is not a quantised activation")))?;
+        let value =
+            *self.quantized.get(q).ok_or_else(|| unsupported(dq, format!("its input `{q}` is not a quantised activation")))?;
         let (stated, made) = (self.activation_params(dq)?, self.out.values[value.id].params);
         if stated != made {
             return Err(unsupported(dq, format!("it reads `{q}` with {stated:?}, which was written with {made:?}")));
@@ -313,13 +326,18 @@ impl<'a> Lowering<'a> {
         let groups = positive(node, "group", Attributes(node).int("group").unwrap_or(1))?;
         let [out_channels, in_per_group, kh, kw] = dims;
         if in_per_group.checked_mul(groups) != Some(from.shape.c) || !out_channels.is_multiple_of(groups) {
-            return Err(unsupported(node, format!("weights of {dims:?} in {groups} groups do not fit {} input channels", from.shape.c)));
+            return Err(unsupported(
+                node,
+                format!("weights of {dims:?} in {groups} groups do not fit {} input channels", from.shape.c),
+            ));
         }
         if in_per_group > 4096 {
             return Err(unsupported(node, format!("{in_per_group} input channels a group; at most 4096 are supported")));
         }
         let window = self.window(node, (kh, kw))?;
-        let (h, w) = window.output(from.shape.h, from.shape.w).ok_or_else(|| unsupported(node, "its window is larger than its input".into()))?;
+        let (h, w) = window
+            .output(from.shape.h, from.shape.w)
+            .ok_or_else(|| unsupported(node, "its window is larger than its input".into()))?;
         let bias = self.conv_bias(node, from.params, &weight_scales, out_channels)?;
         let mut multipliers = Vec::with_capacity(out_channels);
         for (o, &weight_scale) in weight_scales.iter().enumerate() {
@@ -352,7 +370,9 @@ impl<'a> Lowering<'a> {
         let Some(Constant { dims, values: TensorValues::I8(weights) }) = self.constants.get(input_of(dq, 0)?) else {
             return Err(unsupported(dq, "the weights of a convolution must be constant i8".into()));
         };
-        let dims: [usize; 4] = dims[..].try_into().map_err(|_| unsupported(dq, format!("weights of shape {dims:?}, expected [O, I / groups, kh, kw]")))?;
+        let dims: [usize; 4] = dims[..]
+            .try_into()
+            .map_err(|_| unsupported(dq, format!("weights of shape {dims:?}, expected [O, I / groups, kh, kw]")))?;
         if weights.is_empty() {
             return Err(unsupported(dq, format!("weights of shape {dims:?} are empty")));
         }
@@ -369,7 +389,17 @@ impl<'a> Lowering<'a> {
         let scales = match scales {
             [scale] => vec![*scale; dims[0]],
             scales if scales.len() == dims[0] && Attributes(dq).int("axis").unwrap_or(1) == 0 => scales.to_vec(),
-            scales => return Err(unsupported(dq, format!("{} weight scales for {} output channels on axis {:?}", scales.len(), dims[0], Attributes(dq).int("axis")))),
+            scales => {
+                return Err(unsupported(
+                    dq,
+                    format!(
+                        "{} weight scales for {} output channels on axis {:?}",
+                        scales.len(),
+                        dims[0],
+                        Attributes(dq).int("axis")
+                    ),
+                ));
+            }
         };
         if let Some(scale) = scales.iter().find(|scale| !(scale.is_finite() && **scale > 0.0)) {
             return Err(unsupported(dq, format!("weight scale {scale} must be finite and above 0")));
@@ -378,10 +408,18 @@ impl<'a> Lowering<'a> {
     }
 
     /// Bias in steps of `input scale x weight scale`.
-    fn conv_bias(&self, node: &'a NodeProto, input: QuantParams, weight_scales: &[f32], out_channels: usize) -> Lowered<Vec<i32>> {
+    fn conv_bias(
+        &self,
+        node: &'a NodeProto,
+        input: QuantParams,
+        weight_scales: &[f32],
+        out_channels: usize,
+    ) -> Lowered<Vec<i32>> {
         let Some(name) = node.input.get(2).filter(|name| !name.is_empty()) else { return Ok(vec![0; out_channels]) };
         let (reals, exact): (Vec<f64>, Option<Vec<i32>>) = match self.constants.get(name.as_str()) {
-            Some(Constant { values: TensorValues::F32(reals), .. }) => (reals.iter().map(|&real| f64::from(real)).collect(), None),
+            Some(Constant { values: TensorValues::F32(reals), .. }) => {
+                (reals.iter().map(|&real| f64::from(real)).collect(), None)
+            }
             Some(_) => return Err(unsupported(node, "its bias must be f32, or i32 behind a DequantizeLinear".into())),
             None => {
                 let dq = self.producer(node, name)?;
@@ -392,7 +430,10 @@ impl<'a> Lowering<'a> {
                 let scale = |o: usize| if scales.len() == 1 { scales[0] } else { scales.get(o).copied().unwrap_or(f32::NAN) };
                 let ours = |o: usize| input.scale * weight_scales[o.min(weight_scales.len() - 1)];
                 let same = (0..steps.len()).all(|o| (scale(o) - ours(o)).abs() <= 1e-5 * ours(o));
-                (steps.iter().enumerate().map(|(o, &step)| f64::from(step) * f64::from(scale(o))).collect(), same.then(|| steps.clone()))
+                (
+                    steps.iter().enumerate().map(|(o, &step)| f64::from(step) * f64::from(scale(o))).collect(),
+                    same.then(|| steps.clone()),
+                )
             }
         };
         if reals.len() != out_channels {
@@ -403,7 +444,11 @@ impl<'a> Lowering<'a> {
         }
         let step = |(o, real): (usize, &f64)| {
             let step = (real / f64::from(input.scale * weight_scales[o])).round_ties_even();
-            if step.abs() <= f64::from(i32::MAX) { Ok(saturate_i32(step)) } else { Err(unsupported(node, format!("bias {real} of output channel {o} is too large"))) }
+            if step.abs() <= f64::from(i32::MAX) {
+                Ok(saturate_i32(step))
+            } else {
+                Err(unsupported(node, format!("bias {real} of output channel {o} is too large")))
+            }
         };
         reals.iter().enumerate().map(step).collect()
     }
@@ -448,7 +493,9 @@ impl<'a> Lowering<'a> {
             other => return Err(unsupported(node, format!("kernel_shape {other:?}, expected two values"))),
         };
         let window = self.window(node, kernel)?;
-        let (h, w) = window.output(from.shape.h, from.shape.w).ok_or_else(|| unsupported(node, "its window is larger than its input".into()))?;
+        let (h, w) = window
+            .output(from.shape.h, from.shape.w)
+            .ok_or_else(|| unsupported(node, "its window is larger than its input".into()))?;
         let shape = Shape { h, w, c: from.shape.c };
         let pooled = self.push(node, Operator::MaxPool(window), vec![input], Activation { shape, ..from })?;
         self.rescaled(node, pooled, params)
@@ -469,7 +516,10 @@ impl<'a> Lowering<'a> {
 
     fn concat(&mut self, node: &'a NodeProto, params: QuantParams) -> Lowered<Quantized> {
         if Attributes(node).int("axis") != Some(1) {
-            return Err(unsupported(node, format!("axis {:?}; only channels (axis 1) can be joined", Attributes(node).int("axis"))));
+            return Err(unsupported(
+                node,
+                format!("axis {:?}; only channels (axis 1) can be joined", Attributes(node).int("axis")),
+            ));
         }
         let mut inputs = Vec::with_capacity(node.input.len());
         let mut tables = Vec::with_capacity(node.input.len());
@@ -480,7 +530,12 @@ impl<'a> Lowering<'a> {
             match &mut shape {
                 None => shape = Some(part.shape),
                 Some(whole) if (whole.h, whole.w) == (part.shape.h, part.shape.w) => whole.c += part.shape.c,
-                Some(whole) => return Err(unsupported(node, format!("it joins maps of {}x{} and {}x{}", whole.w, whole.h, part.shape.w, part.shape.h))),
+                Some(whole) => {
+                    return Err(unsupported(
+                        node,
+                        format!("it joins maps of {}x{} and {}x{}", whole.w, whole.h, part.shape.w, part.shape.h),
+                    ));
+                }
             }
             tables.push((part.params != params).then(|| Box::new(quant::rescale_table(part.params, params))));
             inputs.push(id);
@@ -508,7 +563,10 @@ impl<'a> Lowering<'a> {
             ("asymmetric", "floor") | ("half_pixel" | "pytorch_half_pixel", "round_prefer_floor" | "round_prefer_ceil")
         );
         if mode != "nearest" || !(scales_are_2 || sizes_are_2) || !known {
-            return Err(unsupported(node, format!("mode {mode}, {transform}, {nearest}; only nearest upsampling by exactly 2 is supported")));
+            return Err(unsupported(
+                node,
+                format!("mode {mode}, {transform}, {nearest}; only nearest upsampling by exactly 2 is supported"),
+            ));
         }
         let doubled = self.push(node, Operator::Upsample2, vec![input], Activation { shape, ..from })?;
         self.rescaled(node, doubled, params)
@@ -518,11 +576,16 @@ impl<'a> Lowering<'a> {
         let input = self.plain(node, input_of(node, 0)?)?;
         let from = self.activation(input);
         if Attributes(node).int("axis") != Some(1) {
-            return Err(unsupported(node, format!("axis {:?}; only channels (axis 1) can be split", Attributes(node).int("axis"))));
+            return Err(unsupported(
+                node,
+                format!("axis {:?}; only channels (axis 1) can be split", Attributes(node).int("axis")),
+            ));
         }
         let stated = match node.input.get(1).filter(|name| !name.is_empty()) {
             Some(name) => Some(self.sizes(node, name)?),
-            None => Attributes(node).ints("split").map(|sizes| sizes.iter().map(|&size| usize::try_from(size).unwrap_or(0)).collect()),
+            None => {
+                Attributes(node).ints("split").map(|sizes| sizes.iter().map(|&size| usize::try_from(size).unwrap_or(0)).collect())
+            }
         };
         let n_parts = node.output.len();
         let sizes = stated.unwrap_or_else(|| vec![from.shape.c / n_parts.max(1); n_parts]);
@@ -550,7 +613,10 @@ impl<'a> Lowering<'a> {
             }
             (View::Grouped(_), &[1, tc, th, tw]) if (tc, th, tw) == (c, h, w) => Quantized { view: View::Plain, ..value },
             (view, target) => {
-                return Err(unsupported(node, format!("from {c}x{h}x{w} ({view:?}) to {target:?}; only the reshapes of a channel shuffle are supported")));
+                return Err(unsupported(
+                    node,
+                    format!("from {c}x{h}x{w} ({view:?}) to {target:?}; only the reshapes of a channel shuffle are supported"),
+                ));
             }
         };
         self.rescaled(node, reshaped, params)
@@ -642,9 +708,15 @@ impl<'a> Lowering<'a> {
 
     fn outputs(&mut self) -> Lowered<()> {
         for output in &self.graph.output {
-            let dq = *self.producers.get(output.name.as_str()).ok_or_else(|| graph_error(format!("nothing makes the output `{}`", output.name)))?;
+            let dq = *self
+                .producers
+                .get(output.name.as_str())
+                .ok_or_else(|| graph_error(format!("nothing makes the output `{}`", output.name)))?;
             if dq.op_type != "DequantizeLinear" {
-                return Err(unsupported(dq, format!("the output `{}` is made in float; quantise it (QuantizeLinear, DequantizeLinear)", output.name)));
+                return Err(unsupported(
+                    dq,
+                    format!("the output `{}` is made in float; quantise it (QuantizeLinear, DequantizeLinear)", output.name),
+                ));
             }
             let id = self.plain(dq, &output.name)?;
             self.out.outputs.push((output.name.clone(), id));
@@ -655,8 +727,12 @@ impl<'a> Lowering<'a> {
 
 /// Nodes so that each comes after what it reads (Kahn's algorithm; the order of the file where it is free).
 fn sorted(graph: &GraphProto) -> Lowered<Vec<&NodeProto>> {
-    let producer: HashMap<&str, usize> =
-        graph.node.iter().enumerate().flat_map(|(idx, node)| node.output.iter().map(move |output| (output.as_str(), idx))).collect();
+    let producer: HashMap<&str, usize> = graph
+        .node
+        .iter()
+        .enumerate()
+        .flat_map(|(idx, node)| node.output.iter().map(move |output| (output.as_str(), idx)))
+        .collect();
     let mut waiting = vec![0_usize; graph.node.len()];
     let mut readers: Vec<Vec<usize>> = vec![Vec::new(); graph.node.len()];
     for (idx, node) in graph.node.iter().enumerate() {
@@ -688,7 +764,11 @@ fn sorted(graph: &GraphProto) -> Lowered<Vec<&NodeProto>> {
 fn input_shape(input: &onnx::ValueInfoProto) -> Lowered<Shape> {
     let dims = super::value_dims(input);
     match dims[..] {
-        [None | Some(1), Some(c), Some(h), Some(w)] if (1..=16).contains(&c) && (1..=8192).contains(&h) && (1..=8192).contains(&w) => Ok(Shape { h, w, c }),
+        [None | Some(1), Some(c), Some(h), Some(w)]
+            if (1..=16).contains(&c) && (1..=8192).contains(&h) && (1..=8192).contains(&w) =>
+        {
+            Ok(Shape { h, w, c })
+        }
         _ => Err(graph_error(format!("the input `{}` has shape {dims:?}, expected [1, C, H, W] with fixed sizes", input.name))),
     }
 }
@@ -701,7 +781,11 @@ fn positive(node: &NodeProto, name: &str, value: i64) -> Lowered<usize> {
 }
 
 fn input_of(node: &NodeProto, idx: usize) -> Lowered<&str> {
-    node.input.get(idx).map(String::as_str).filter(|name| !name.is_empty()).ok_or_else(|| unsupported(node, format!("input {idx} is missing")))
+    node.input
+        .get(idx)
+        .map(String::as_str)
+        .filter(|name| !name.is_empty())
+        .ok_or_else(|| unsupported(node, format!("input {idx} is missing")))
 }
 
 fn output_of(node: &NodeProto) -> Lowered<&str> {

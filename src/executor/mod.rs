@@ -336,8 +336,13 @@ fn match_levels(manifest: &Manifest, outputs: &[OutputInfo]) -> Result<Vec<(usiz
                 None => same_shape.next().map(|(idx, _)| idx).filter(|_| same_shape.next().is_none()),
             };
             found.ok_or_else(|| {
-                let there: Vec<String> = outputs.iter().map(|output| format!("`{}` {}", output.name, chw(output.shape))).collect();
-                LoadError::Contract(format!("the manifest states an output `{name}` of {}, the network has {}", chw(want), there.join(", ")))
+                let there: Vec<String> =
+                    outputs.iter().map(|output| format!("`{}` {}", output.name, chw(output.shape))).collect();
+                LoadError::Contract(format!(
+                    "the manifest states an output `{name}` of {}, the network has {}",
+                    chw(want),
+                    there.join(", ")
+                ))
             })
         };
         levels.push((find(&level.cls, per_cell * n_classes)?, find(&level.bbox, per_cell * 4)?));
@@ -366,7 +371,9 @@ fn chw(shape: Shape) -> String {
 /// Sizes of an input or output as a file states them; `None` for a symbolic one.
 fn value_dims(value: &onnx::ValueInfoProto) -> Vec<Option<usize>> {
     use onnx::{tensor_shape_proto::dimension, type_proto};
-    let Some(type_proto::Value::TensorType(tensor)) = value.r#type.as_ref().and_then(|t| t.value.as_ref()) else { return Vec::new() };
+    let Some(type_proto::Value::TensorType(tensor)) = value.r#type.as_ref().and_then(|t| t.value.as_ref()) else {
+        return Vec::new();
+    };
     let size = |dim: &onnx::tensor_shape_proto::Dimension| match dim.value {
         Some(dimension::Value::DimValue(size)) => usize::try_from(size).ok().filter(|&size| size > 0),
         _ => None,

@@ -72,7 +72,10 @@ impl Constant {
         let mut dims = Vec::with_capacity(tensor.dims.len());
         for &dim in &tensor.dims {
             let dim = usize::try_from(dim).map_err(|_| fail(format!("size {dim} in shape {:?}", tensor.dims)))?;
-            len = len.checked_mul(dim).filter(|&len| len <= MAX_TENSOR_LEN).ok_or_else(|| fail(format!("shape {:?} is too large", tensor.dims)))?;
+            len = len
+                .checked_mul(dim)
+                .filter(|&len| len <= MAX_TENSOR_LEN)
+                .ok_or_else(|| fail(format!("shape {:?} is too large", tensor.dims)))?;
             dims.push(dim);
         }
         if tensor.data_location() == tensor_proto::DataLocation::External {

@@ -6,9 +6,9 @@ use crate::kernels::{Requantization, Shape, Window};
 use rayon::prelude::*;
 use std::sync::Arc;
 use tract_onnx::prelude::*;
+use tract_onnx::tract_core::internal::{LaneId, StaticName};
 use tract_onnx::tract_core::ops::{EvalOp, Op, OpState, TypedOp};
 use tract_onnx::tract_core::plan::EvalContext;
-use tract_onnx::tract_core::internal::{LaneId, StaticName};
 use tract_onnx::tract_core::{as_op, not_out_of_plan, op_as_typed_op};
 
 /// Below this many multiplications a layer is not worth waking threads for.

@@ -109,7 +109,8 @@ impl IntPlan {
 
     /// Output `idx` of the last run: values in `[H, W, C]`.
     pub(super) fn output(&self, idx: usize) -> (&[u8], QuantParams, Shape) {
-        let values = self.results.get(idx).and_then(|value| value.try_as_plain_ram().ok()).and_then(|plain| plain.as_slice::<u8>().ok());
+        let values =
+            self.results.get(idx).and_then(|value| value.try_as_plain_ram().ok()).and_then(|plain| plain.as_slice::<u8>().ok());
         (values.unwrap_or_default(), self.output_params[idx], self.outputs[idx].shape)
     }
 }

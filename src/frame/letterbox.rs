@@ -27,9 +27,8 @@ impl Letterbox {
     #[must_use]
     pub fn new(src: (usize, usize), dst: (usize, usize)) -> Self {
         assert!(src.0 > 0 && src.1 > 0 && dst.0 > 0 && dst.1 > 0, "letterbox of {src:?} in {dst:?}");
-        let rounded = |side: usize, numerator: usize, denominator: usize| {
-            ((2 * side * numerator + denominator) / (2 * denominator)).max(1)
-        };
+        let rounded =
+            |side: usize, numerator: usize, denominator: usize| ((2 * side * numerator + denominator) / (2 * denominator)).max(1);
         // The smaller scale limits: dst.0 / src.0 <= dst.1 / src.1, compared without division.
         let resized = if dst.0 * src.1 <= dst.1 * src.0 {
             (dst.0, rounded(src.1, dst.0, src.0).min(dst.1))

@@ -155,7 +155,9 @@ pub enum PictureError {
         height: usize,
     },
     /// A plane has fewer bytes than its size and stride ask for.
-    #[error("plane {plane_idx} of a {width}x{height} {format} picture needs {expected} bytes at stride {stride_bytes}, found {found}")]
+    #[error(
+        "plane {plane_idx} of a {width}x{height} {format} picture needs {expected} bytes at stride {stride_bytes}, found {found}"
+    )]
     PlaneTooShort {
         /// Which plane.
         plane_idx: usize,
@@ -247,6 +249,73 @@ impl<'a> PictureRef<'a> {
     }
 }
 
+/// A picture that can be drawn on: up to three planes.
+#[derive(Debug)]
+pub struct PictureMut<'a> {
+    /// Layout of the samples.
+    pub format: PixelFormat,
+    /// Width in pixels, at least 1.
+    pub width: usize,
+    /// Height in pixels, at least 1.
+    pub height: usize,
+    /// How to read luma and chroma; ignored for RGB formats and GRAY8.
+    pub color: ColorInfo,
+    planes: [PlaneMut<'a>; 3],
+}
+
+/// One plane that can be written: bytes and the distance between rows.
+#[derive(Debug, Default)]
+pub struct PlaneMut<'a> {
+    /// From the first byte of the first row to at least the last byte of the last row.
+    pub data: &'a mut [u8],
+    /// Bytes from one row to the next, at least the bytes of a row.
+    pub stride_bytes: usize,
+}
+
+impl<'a> PictureMut<'a> {
+    /// A picture over `planes` (those the format does not have are ignored).
+    ///
+    /// # Errors
+    /// [`PictureError`] as [`PictureRef::new`].
+    pub fn new(
+        format: PixelFormat,
+        width: usize,
+        height: usize,
+        color: ColorInfo,
+        planes: [PlaneMut<'a>; 3],
+    ) -> Result<Self, PictureError> {
+        let picture = Self { format, width, height, color, planes };
+        let plane = |idx: usize| PlaneRef { data: picture.planes[idx].data, stride_bytes: picture.planes[idx].stride_bytes };
+        PictureRef::new(format, width, height, color, [plane(0), plane(1), plane(2)])?;
+        Ok(picture)
+    }
+
+    /// Plane `plane_idx`.
+    ///
+    /// # Panics
+    /// If `plane_idx` is above 2.
+    pub fn plane_mut(&mut self, plane_idx: usize) -> &mut PlaneMut<'a> {
+        &mut self.planes[plane_idx]
+    }
+
+    /// Copies the pixels of a picture of the same format and size, row by row; strides may differ.
+    ///
+    /// # Panics
+    /// If formats or sizes differ.
+    pub fn copy_from(&mut self, picture: &PictureRef<'_>) {
+        assert!(
+            self.format == picture.format && self.width == picture.width && self.height == picture.height,
+            "pictures of one format and size"
+        );
+        for (plane_idx, plane) in self.planes.iter_mut().enumerate().take(self.format.n_planes()) {
+            let Some(size) = self.format.plane_size(plane_idx, self.width, self.height) else { continue };
+            for (row, out) in plane.data.chunks_mut(plane.stride_bytes).enumerate().take(size.rows) {
+                out[..size.row_bytes].copy_from_slice(picture.row(plane_idx, row));
+            }
+        }
+    }
+}
+
 /// What keeps the planes of a frame alive: a mapped GStreamer buffer, a vector, a test pattern.
 pub trait FrameMemory: Send {
     /// Plane `plane_idx`, or an empty one where there is none.
@@ -269,10 +338,7 @@ impl OwnedPlanes {
 
 impl FrameMemory for OwnedPlanes {
     fn plane(&self, plane_idx: usize) -> PlaneRef<'_> {
-        self.planes
-            .get(plane_idx)
-            .map(|(data, stride_bytes)| PlaneRef { data, stride_bytes: *stride_bytes })
-            .unwrap_or_default()
+        self.planes.get(plane_idx).map(|(data, stride_bytes)| PlaneRef { data, stride_bytes: *stride_bytes }).unwrap_or_default()
     }
 }
 

@@ -12,7 +12,9 @@ mod nms;
 
 use crate::detection::{BBox, ClassId, Detection};
 use crate::quant::{self, QuantParams};
-use crate::retinanet::{Anchors, BBOX_XFORM_CLIP, BoxCoder, Deltas, HeadData, HeadOutputs, LevelHeads, Manifest, PostprocessSpec};
+use crate::retinanet::{
+    Anchors, BBOX_XFORM_CLIP, BoxCoder, Deltas, HeadData, HeadOutputs, LevelHeads, Manifest, PostprocessSpec,
+};
 use std::cmp::Ordering;
 
 /// A place in the heads whose score is above the threshold.
@@ -108,10 +110,17 @@ impl Postprocessor {
         self.suppressed.clear();
         self.suppressed.resize(self.kept.len(), false);
         let classes = |idx: usize| self.kept[idx].class;
-        nms::class_wise(&self.boxes, classes, self.spec.nms_iou_threshold, self.spec.max_detections, &mut self.suppressed, |idx| {
-            let Candidate { score, class, .. } = self.kept[idx];
-            out.push(Detection { bbox: self.boxes[idx], class_id: ClassId(class), score });
-        });
+        nms::class_wise(
+            &self.boxes,
+            classes,
+            self.spec.nms_iou_threshold,
+            self.spec.max_detections,
+            &mut self.suppressed,
+            |idx| {
+                let Candidate { score, class, .. } = self.kept[idx];
+                out.push(Detection { bbox: self.boxes[idx], class_id: ClassId(class), score });
+            },
+        );
     }
 
     /// Collects the candidates of one level.
@@ -177,7 +186,12 @@ impl Postprocessor {
 }
 
 /// The tables for these parameters: the ones that are there, or new ones.
-fn tables_for<'a>(slot: &'a mut Option<Box<LevelTables>>, cls: QuantParams, bbox: QuantParams, thresholds: &[f32]) -> &'a LevelTables {
+fn tables_for<'a>(
+    slot: &'a mut Option<Box<LevelTables>>,
+    cls: QuantParams,
+    bbox: QuantParams,
+    thresholds: &[f32],
+) -> &'a LevelTables {
     if slot.as_ref().is_some_and(|tables| tables.cls != cls || tables.bbox != bbox) {
         *slot = None;
     }

@@ -80,9 +80,8 @@ impl Geometry {
     fn new(picture: &PictureRef<'_>, letterbox: Letterbox) -> Self {
         let format = picture.format;
         let (src, resized) = (letterbox.src, letterbox.resized);
-        let row_bytes = |plane_idx: usize| {
-            format.plane_size(plane_idx, picture.width, picture.height).map_or(0, |size| size.row_bytes)
-        };
+        let row_bytes =
+            |plane_idx: usize| format.plane_size(plane_idx, picture.width, picture.height).map_or(0, |size| size.row_bytes);
         let row_bytes = [row_bytes(0), row_bytes(1), row_bytes(2)];
         Self {
             format,

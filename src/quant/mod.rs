@@ -6,7 +6,7 @@
 
 mod tables;
 
-pub use tables::{rescale_table, sigmoid_table, exp_table};
+pub use tables::{exp_table, rescale_table, sigmoid_table};
 
 /// Scale and zero point of a tensor of `u8` activations.
 #[derive(Debug, Clone, Copy, PartialEq)]

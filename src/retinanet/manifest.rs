@@ -101,7 +101,13 @@ pub struct PostprocessSpec {
 impl Default for PostprocessSpec {
     /// The paper's values (section 4, "Inference"), 100 detections as COCO counts them.
     fn default() -> Self {
-        Self { score_threshold: 0.05, topk_candidates_per_level: 1000, nms_iou_threshold: 0.5, max_detections: 100, display_threshold: Vec::new() }
+        Self {
+            score_threshold: 0.05,
+            topk_candidates_per_level: 1000,
+            nms_iou_threshold: 0.5,
+            max_detections: 100,
+            display_threshold: Vec::new(),
+        }
     }
 }
 
@@ -188,7 +194,9 @@ impl Manifest {
                 return value(key, side.to_string(), "32 to 4096 pixels");
             }
         }
-        if self.input.std.iter().any(|std| !(std.is_finite() && *std > 0.0)) || self.input.mean.iter().any(|mean| !mean.is_finite()) {
+        if self.input.std.iter().any(|std| !(std.is_finite() && *std > 0.0))
+            || self.input.mean.iter().any(|mean| !mean.is_finite())
+        {
             return value("input.std", format!("{:?}, mean {:?}", self.input.std, self.input.mean), "finite, std above 0");
         }
         if self.network.file.is_empty() || self.network.file.contains(['/', '\\']) {
@@ -225,11 +233,18 @@ impl Manifest {
 
     fn check_anchors(&self) -> Result<(), ManifestError> {
         let anchors = &self.anchors;
-        let value = |key: &str, found: String, expected: String| ManifestError::Value { key: format!("anchors.{key}"), found, expected };
+        let value =
+            |key: &str, found: String, expected: String| ManifestError::Value { key: format!("anchors.{key}"), found, expected };
         if anchors.base_sizes.len() != self.levels.len() {
-            return Err(value("base_sizes", format!("{} values", anchors.base_sizes.len()), format!("{}, one a level", self.levels.len())));
+            return Err(value(
+                "base_sizes",
+                format!("{} values", anchors.base_sizes.len()),
+                format!("{}, one a level", self.levels.len()),
+            ));
         }
-        for (key, values) in [("base_sizes", &anchors.base_sizes), ("scales", &anchors.scales), ("aspect_ratios", &anchors.aspect_ratios)] {
+        for (key, values) in
+            [("base_sizes", &anchors.base_sizes), ("scales", &anchors.scales), ("aspect_ratios", &anchors.aspect_ratios)]
+        {
             if values.is_empty() || values.len() > 32 || values.iter().any(|v| !(v.is_finite() && *v > 0.0 && *v < 1e6)) {
                 return Err(value(key, format!("{values:?}"), "1 to 32 values, finite and above 0".into()));
             }

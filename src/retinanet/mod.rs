@@ -10,4 +10,6 @@ mod manifest;
 pub use anchors::{AnchorConfig, AnchorStride, Anchors, LevelAnchors};
 pub use coder::{BBOX_XFORM_CLIP, BoxCoder, Deltas};
 pub use heads::{HeadData, HeadOutputs, LevelHeads};
-pub use manifest::{InputSpec, LevelSpec, MANIFEST_SCHEMA, Manifest, ManifestError, NetworkSpec, PREPROCESS_VERSION, PostprocessSpec};
+pub use manifest::{
+    InputSpec, LevelSpec, MANIFEST_SCHEMA, Manifest, ManifestError, NetworkSpec, PREPROCESS_VERSION, PostprocessSpec,
+};

@@ -100,8 +100,8 @@ pub fn qu8_qc8w_conv_row(
                         &input[(row * shape.w + col) * shape.c + group * packed.in_per_group..][..packed.in_per_group]
                     })
                 };
-                let weights =
-                    &packed.weights[(tile_idx * packed.taps + tap) * packed.in_per_group * OC_TILE..][..packed.in_per_group * OC_TILE];
+                let weights = &packed.weights[(tile_idx * packed.taps + tap) * packed.in_per_group * OC_TILE..]
+                    [..packed.in_per_group * OC_TILE];
                 accumulate([pixel(0), pixel(1), pixel(2), pixel(3)], zero_point, weights, &mut acc);
             }
             let first = group * packed.out_per_group + tile * OC_TILE;

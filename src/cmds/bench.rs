@@ -1,0 +1,13 @@
+//! `fovea bench`.
+
+use super::Failure;
+
+/// Arguments of `fovea bench`.
+#[derive(Debug, clap::Args)]
+pub(crate) struct Args {}
+
+impl Args {
+    pub(crate) fn run(self) -> Result<(), Failure> {
+        Err(Failure::failed(anyhow::anyhow!("not built yet")))
+    }
+}

@@ -1,0 +1,13 @@
+//! `fovea detect`.
+
+use super::Failure;
+
+/// Arguments of `fovea detect`.
+#[derive(Debug, clap::Args)]
+pub(crate) struct Args {}
+
+impl Args {
+    pub(crate) fn run(self) -> Result<(), Failure> {
+        Err(Failure::failed(anyhow::anyhow!("not built yet")))
+    }
+}

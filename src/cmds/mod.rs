@@ -1,0 +1,79 @@
+//! The subcommands, one file each: arguments and what they do.
+
+mod bench;
+mod check;
+mod detect;
+mod eval;
+mod inspect;
+mod run;
+
+use anyhow::Error;
+use clap::{Parser, Subcommand};
+
+/// Real-time object detection on video, on small computers.
+#[derive(Debug, Parser)]
+#[command(name = "fovea", version, about, max_term_width = 110)]
+pub(crate) struct Cli {
+    /// What to do.
+    #[command(subcommand)]
+    pub(crate) command: Command,
+}
+
+/// What can be done.
+#[derive(Debug, Subcommand)]
+pub(crate) enum Command {
+    /// Detect objects in a live stream or a video, draw them, write them down.
+    Run(run::Args),
+    /// Detect objects in pictures.
+    Detect(detect::Args),
+    /// Measure a model on a labelled data set (COCO metrics).
+    Eval(eval::Args),
+    /// Measure the speed of the pipeline, or of a network alone.
+    Bench(bench::Args),
+    /// Show what a model consists of: inputs, outputs, operators, memory.
+    Inspect(inspect::Args),
+    /// Check a pipeline file and what it names, without running it.
+    Check(check::Args),
+}
+
+/// A command that failed: why, and the exit code.
+#[derive(Debug)]
+pub(crate) struct Failure {
+    /// 1: the work failed; 2: the request is wrong.
+    pub(crate) code: u8,
+    /// What is printed.
+    pub(crate) error: Error,
+}
+
+impl Failure {
+    /// The work failed.
+    pub(crate) fn failed(error: impl Into<Error>) -> Self {
+        Self { code: 1, error: error.into() }
+    }
+
+    /// The request is wrong: usage, configuration, a missing file.
+    pub(crate) fn request(error: impl Into<Error>) -> Self {
+        Self { code: 2, error: error.into() }
+    }
+}
+
+impl Command {
+    /// Runs the command.
+    pub(crate) fn run(self) -> Result<(), Failure> {
+        match self {
+            Self::Run(args) => args.run(),
+            Self::Detect(args) => args.run(),
+            Self::Eval(args) => args.run(),
+            Self::Bench(args) => args.run(),
+            Self::Inspect(args) => args.run(),
+            Self::Check(args) => args.run(),
+        }
+    }
+}
+
+/// Log to stderr; `FOVEA_LOG` sets the level (`error` … `trace`), default `warn`.
+pub(crate) fn init_logging() {
+    let filter =
+        tracing_subscriber::EnvFilter::try_from_env("FOVEA_LOG").unwrap_or_else(|_| tracing_subscriber::EnvFilter::new("warn"));
+    tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).without_time().init();
+}

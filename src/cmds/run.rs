@@ -1,0 +1,13 @@
+//! `fovea run`.
+
+use super::Failure;
+
+/// Arguments of `fovea run`.
+#[derive(Debug, clap::Args)]
+pub(crate) struct Args {}
+
+impl Args {
+    pub(crate) fn run(self) -> Result<(), Failure> {
+        Err(Failure::failed(anyhow::anyhow!("not built yet")))
+    }
+}

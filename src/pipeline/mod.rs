@@ -3,3 +3,5 @@
 pub mod clock;
 pub mod detector;
 pub mod ports;
+pub mod secret;
+pub mod spec;

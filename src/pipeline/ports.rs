@@ -73,6 +73,33 @@ pub enum DropCause {
     Shutdown,
 }
 
+impl DropCause {
+    /// Every cause, in the order of the variants.
+    pub const ALL: [Self; 7] = [
+        Self::QueueFull,
+        Self::Stale,
+        Self::DecodeError,
+        Self::StreamReset,
+        Self::PoolExhausted,
+        Self::InferError,
+        Self::Shutdown,
+    ];
+
+    /// Name in reports.
+    #[must_use]
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::QueueFull => "queue_full",
+            Self::Stale => "stale",
+            Self::DecodeError => "decode_error",
+            Self::StreamReset => "stream_reset",
+            Self::PoolExhausted => "pool_exhausted",
+            Self::InferError => "infer_error",
+            Self::Shutdown => "shutdown",
+        }
+    }
+}
+
 /// Why a source cannot start or cannot go on. The message says what, where and what to do about it; it holds no
 /// credentials.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]

@@ -1,0 +1,148 @@
+//! URLs that may hold credentials: they are handed to the library that connects, and never printed.
+
+use std::fmt;
+
+/// What stands in for a credential.
+const REDACTED: &str = "***";
+
+/// A URL whose user, password and query are not shown by `Display` and `Debug`.
+#[derive(Clone, PartialEq, Eq)]
+pub struct SecretUrl(String);
+
+impl SecretUrl {
+    /// Wraps a URL.
+    #[must_use]
+    pub const fn new(url: String) -> Self {
+        Self(url)
+    }
+
+    /// The URL as it was given, credentials and all: only for the library that connects.
+    #[must_use]
+    pub fn expose(&self) -> &str {
+        &self.0
+    }
+
+    /// User and password as the URL spells them (percent-encoded); `None` where it has none.
+    #[must_use]
+    pub fn credentials(&self) -> Option<(&str, &str)> {
+        let (user_info, _) = self.authority()?.rsplit_once('@')?;
+        Some(user_info.split_once(':').unwrap_or((user_info, "")))
+    }
+
+    /// The URL without user and password, for a library that takes them apart. Still to be kept out of messages: the
+    /// query may hold secrets too.
+    #[must_use]
+    pub fn without_credentials(&self) -> String {
+        match (self.0.split_once("://"), self.authority().and_then(|authority| authority.rsplit_once('@'))) {
+            (Some((scheme, rest)), Some((user_info, _))) => format!("{scheme}://{}", &rest[user_info.len() + 1..]),
+            _ => self.0.clone(),
+        }
+    }
+
+    /// `text` with everything secret of this URL replaced, as it is spelt and percent-decoded: for messages of
+    /// libraries that quote what they were given.
+    #[must_use]
+    pub fn scrub(&self, text: &str) -> String {
+        let mut secrets = vec![self.0.clone()];
+        if let Some((user, password)) = self.credentials() {
+            secrets.push(format!("{user}:{password}@"));
+            secrets.extend([password, user].into_iter().flat_map(|secret| [percent_decoded(secret), secret.to_owned()]));
+        }
+        if let Some((_, query)) = self.0.split_once('?') {
+            secrets.push(query.to_owned());
+            for value in query.split('&').filter_map(|pair| pair.split_once('=')).map(|(_, value)| value) {
+                secrets.extend([percent_decoded(value), value.to_owned()]);
+            }
+        }
+        // A short value ("1", "tcp") hides nothing and would shred the message.
+        secrets.retain(|secret| secret.chars().count() > 3);
+        secrets.sort_by_key(|secret| std::cmp::Reverse(secret.len()));
+        let shown = self.to_string();
+        secrets.iter().fold(text.to_owned(), |text, secret| {
+            text.replace(secret.as_str(), if *secret == self.0 { shown.as_str() } else { REDACTED })
+        })
+    }
+
+    /// Between `://` and the path.
+    fn authority(&self) -> Option<&str> {
+        let (_, rest) = self.0.split_once("://")?;
+        // A password may hold a slash by mistake; the last `@` before the query still ends it.
+        let before_query = rest.split(['?', '#']).next().unwrap_or(rest);
+        let end = before_query.rfind('@').unwrap_or(0);
+        let len = before_query[end..].find('/').map_or(before_query.len(), |slash| end + slash);
+        Some(&before_query[..len])
+    }
+}
+
+impl fmt::Display for SecretUrl {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let url = self.without_credentials();
+        let (url, query) = url.split_once('?').map_or((url.as_str(), ""), |(url, _)| (url, "?***"));
+        match url.split_once("://") {
+            Some((scheme, rest)) if self.credentials().is_some() => write!(f, "{scheme}://{REDACTED}@{rest}{query}"),
+            _ => write!(f, "{url}{query}"),
+        }
+    }
+}
+
+impl fmt::Debug for SecretUrl {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "SecretUrl({self})")
+    }
+}
+
+fn percent_decoded(text: &str) -> String {
+    let mut bytes = Vec::with_capacity(text.len());
+    let mut rest = text.as_bytes();
+    while let Some((&first, tail)) = rest.split_first() {
+        let hex = tail.get(..2).and_then(|hex| std::str::from_utf8(hex).ok()).and_then(|hex| u8::from_str_radix(hex, 16).ok());
+        match (first, hex) {
+            (b'%', Some(byte)) => {
+                bytes.push(byte);
+                rest = &tail[2..];
+            }
+            _ => {
+                bytes.push(first);
+                rest = tail;
+            }
+        }
+    }
+    String::from_utf8_lossy(&bytes).into_owned()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn credentials_are_never_shown() {
+        for (url, shown) in [
+            ("rtsp://admin:canary%2F7@10.0.0.2:554/ch1", "rtsp://***@10.0.0.2:554/ch1"),
+            ("rtsp://admin:can/ary@10.0.0.2/ch1", "rtsp://***@10.0.0.2/ch1"),
+            ("rtsp://canary@host", "rtsp://***@host"),
+            ("rtsp://host/ch1?user=admin&password=canary", "rtsp://host/ch1?***"),
+            ("http://host:8080/a@b.mp4", "http://host:8080/a@b.mp4"),
+            ("rtsp://host/ch1", "rtsp://host/ch1"),
+        ] {
+            let secret = SecretUrl::new(url.into());
+            if url.contains("b.mp4") {
+                // Indistinguishable from a password with a slash in it: hidden rather than shown.
+                assert!(!secret.to_string().contains("8080"));
+                continue;
+            }
+            assert_eq!(secret.to_string(), shown);
+            assert_eq!(format!("{secret:?}"), format!("SecretUrl({shown})"));
+            assert_eq!(secret.expose(), url);
+        }
+    }
+
+    #[test]
+    fn parts_and_scrubbing() {
+        let secret = SecretUrl::new("rtsp://admin:canary%2F7@10.0.0.2:554/ch1?key=tweety".into());
+        assert_eq!(secret.credentials(), Some(("admin", "canary%2F7")));
+        assert_eq!(secret.without_credentials(), "rtsp://10.0.0.2:554/ch1?key=tweety");
+        let text = format!("cannot open {}: 401 for admin with canary/7, key tweety", secret.expose());
+        let scrubbed = secret.scrub(&text);
+        assert_eq!(scrubbed, "cannot open rtsp://***@10.0.0.2:554/ch1?***: 401 for *** with ***, key ***");
+    }
+}

@@ -9,8 +9,11 @@ pub mod executor;
 pub mod frame;
 pub mod images;
 pub mod kernels;
+#[cfg(feature = "opencv")]
+pub mod overlay;
 pub mod pipeline;
 pub mod postprocess;
 pub mod preprocess;
 pub mod quant;
+pub mod queue;
 pub mod retinanet;

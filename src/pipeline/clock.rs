@@ -2,6 +2,27 @@
 
 use std::time::{Duration, Instant};
 
+/// Time since a pipeline started.
+#[derive(Debug, Clone, Copy)]
+pub struct Clock {
+    started: Instant,
+}
+
+impl Clock {
+    /// Starts now.
+    #[must_use]
+    #[expect(clippy::disallowed_methods, reason = "this is the place where time is read")]
+    pub fn start() -> Self {
+        Self { started: Instant::now() }
+    }
+
+    /// Time since the start.
+    #[must_use]
+    pub fn now(&self) -> Duration {
+        self.started.elapsed()
+    }
+}
+
 /// Measures consecutive stages of one frame.
 #[derive(Debug)]
 pub struct Stopwatch {
@@ -11,11 +32,13 @@ pub struct Stopwatch {
 impl Stopwatch {
     /// Starts now.
     #[must_use]
+    #[expect(clippy::disallowed_methods, reason = "this is the place where time is read")]
     pub fn start() -> Self {
         Self { last: Instant::now() }
     }
 
     /// Time since the start or the previous lap.
+    #[expect(clippy::disallowed_methods, reason = "this is the place where time is read")]
     pub fn lap(&mut self) -> Duration {
         let now = Instant::now();
         let lap = now - self.last;

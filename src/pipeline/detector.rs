@@ -12,7 +12,7 @@ use sha2::{Digest, Sha256};
 use std::path::{Path, PathBuf};
 
 /// How to open a model.
-#[derive(Debug, Clone, Copy, Default)]
+#[derive(Debug, Clone, Copy, Default, PartialEq)]
 pub struct DetectorOptions {
     /// Threads that share the rows of a layer; 0 means as many as there are processors.
     pub threads: usize,

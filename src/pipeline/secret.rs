@@ -91,6 +91,22 @@ impl fmt::Debug for SecretUrl {
     }
 }
 
+/// `text` with every URL in it shown as [`SecretUrl`] shows it: for messages that quote what a user wrote.
+#[must_use]
+pub fn hide_credentials(text: &str) -> String {
+    let ends = |c: char| c.is_whitespace() || matches!(c, '"' | '\'' | '`' | '<' | '>');
+    let mut hidden = String::with_capacity(text.len());
+    let mut rest = text;
+    while let Some(colon) = rest.find("://") {
+        let start = rest[..colon].rfind(ends).map_or(0, |end| end + rest[end..].chars().next().map_or(1, char::len_utf8));
+        let end = rest[colon..].find(ends).map_or(rest.len(), |end| colon + end);
+        hidden += &rest[..start];
+        hidden += &SecretUrl::new(rest[start..end].to_owned()).to_string();
+        rest = &rest[end..];
+    }
+    hidden + rest
+}
+
 fn percent_decoded(text: &str) -> String {
     let mut bytes = Vec::with_capacity(text.len());
     let mut rest = text.as_bytes();
@@ -133,6 +149,17 @@ mod tests {
             assert_eq!(secret.to_string(), shown);
             assert_eq!(format!("{secret:?}"), format!("SecretUrl({shown})"));
             assert_eq!(secret.expose(), url);
+        }
+    }
+
+    #[test]
+    fn urls_within_text() {
+        for (text, hidden) in [
+            ("invalid: \"rtsp://a:canary@h/1\", or http://b@i", "invalid: \"rtsp://***@h/1\", or http://***@i"),
+            ("uri=rtsp://a:canary@h", "uri=rtsp://***@h"),
+            ("no url: //", "no url: //"),
+        ] {
+            assert_eq!(hide_credentials(text), hidden);
         }
     }
 

@@ -80,6 +80,16 @@ pub enum RtspTransport {
     Udp,
 }
 
+/// Whether a frame may be dropped for a newer one.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Pace {
+    /// The source waits: every frame is inferred, as fast as it goes.
+    Max,
+    /// Frames come at their own pace and the newest wins.
+    Live,
+}
+
 /// Where frames come from.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum SourceKind {

@@ -1,0 +1,608 @@
+//! Pipeline files: TOML as the user wrote it, read into a [`Draft`] that the command line may override, then a
+//! [`PipelineSpec`].
+//!
+//! Unknown keys are refused and the nearest known one is suggested. Paths are relative to the file's folder.
+//! `docs/pipeline.md` lists every key.
+
+use super::detections::Output;
+use super::detector::DetectorOptions;
+use super::secret::hide_credentials;
+use super::spec::{self, CameraMode, FrameRate, Pace, RtspTransport, SinkSpec, SourceKind, SourceSpec, SpecError};
+use serde::Deserialize;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+/// A pipeline file.
+#[derive(Debug, Clone, PartialEq, Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct PipelineConfig {
+    /// Name of the stream in reports and detections; default: the name of the file or device.
+    pub name: Option<String>,
+    /// `"max"`: every frame, the source waits; `"live"`: the newest frame wins. Default: `"live"` for cameras and
+    /// RTSP, else `"max"`.
+    pub pace: Option<Pace>,
+    /// Where frames come from; required here or on the command line.
+    pub source: Option<SourceConfig>,
+    /// The model.
+    pub model: ModelConfig,
+    /// Between the source and the network.
+    pub queue: QueueConfig,
+    /// Where annotated frames go.
+    pub sink: SinkConfig,
+    /// What is drawn.
+    pub overlay: OverlayConfig,
+    /// Result files.
+    pub output: OutputConfig,
+    /// When to stop.
+    pub limits: LimitsConfig,
+}
+
+/// `[source]`: one of `uri` and `launch`, and what belongs to it.
+#[derive(Debug, Clone, PartialEq, Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct SourceConfig {
+    /// A video file, a folder of pictures, `rtsp://…`, `http://…`, `v4l2:///dev/video0`, `libcamera://`, `csi://0`,
+    /// `test://`.
+    pub uri: Option<String>,
+    /// GStreamer elements as text, up to raw video.
+    pub launch: Option<String>,
+    /// Width in pixels, for cameras and the test source.
+    pub width: Option<u32>,
+    /// Height in pixels, for cameras and the test source.
+    pub height: Option<u32>,
+    /// Frames per second (`30`, `29.97` or `"30000/1001"`), for cameras, the test source and folders.
+    pub fps: Option<Rate>,
+    /// Number of frames of the test source; default: endless.
+    pub frames: Option<u64>,
+    /// Pattern of the test source; default `"ball"`.
+    pub pattern: Option<String>,
+    /// Milliseconds that a network source buffers against jitter, 0 to 60000; default 200.
+    pub latency_ms: Option<u64>,
+    /// `"tcp"` or `"udp"`, for RTSP; default `"tcp"`.
+    pub rtsp_transport: Option<Transport>,
+    /// Seconds to wait for the first frame, 1 to 600; default 15.
+    pub timeout_s: Option<u64>,
+}
+
+/// A rate as TOML writes it.
+#[derive(Debug, Clone, PartialEq, Deserialize)]
+#[serde(untagged)]
+pub enum Rate {
+    /// `30`
+    Whole(u32),
+    /// `29.97`
+    Decimal(f64),
+    /// `"30000/1001"`
+    Text(String),
+}
+
+/// How RTSP carries the stream.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Transport {
+    /// Interleaved in the TCP connection.
+    Tcp,
+    /// UDP.
+    Udp,
+}
+
+/// `[model]`
+#[derive(Debug, Clone, PartialEq, Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct ModelConfig {
+    /// The model's folder; default: `models/default` in the working folder.
+    pub dir: Option<PathBuf>,
+    /// Threads of the network, 0 to 256; 0, the default: as many as there are processors.
+    pub threads: usize,
+    /// Score from which objects are shown, 0 to 1, for every class; default: the model's `display_threshold`.
+    pub score_threshold: Option<f32>,
+    /// Accept a network that runs in float; default false.
+    pub allow_float: bool,
+}
+
+/// `[queue]`
+#[derive(Debug, Clone, PartialEq, Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct QueueConfig {
+    /// Frames that may wait, 1 or 2 (with the one in work at most 3 buffers of the source are held); default 2.
+    pub capacity: Option<usize>,
+    /// Milliseconds after which a waiting frame is too old to be looked at, at pace live, 1 to 60000; default 1000.
+    pub max_frame_age_ms: Option<u64>,
+}
+
+/// `[sink]`
+#[derive(Debug, Clone, PartialEq, Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct SinkConfig {
+    /// A file ending in .mp4 or .mkv, `"display"` or `"none"`; default `"none"`.
+    pub uri: Option<String>,
+}
+
+/// `[overlay]`
+#[derive(Debug, Clone, PartialEq, Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct OverlayConfig {
+    /// Whether the number of the frame is drawn; default true.
+    pub frame_counter: Option<bool>,
+}
+
+/// `[output]`
+#[derive(Debug, Clone, PartialEq, Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct OutputConfig {
+    /// JSON lines, one a frame; `"-"` is standard output; default: none.
+    pub detections: Option<PathBuf>,
+    /// The report as JSON; `"-"` is standard output; default: none.
+    pub report: Option<PathBuf>,
+}
+
+/// `[limits]`
+#[derive(Debug, Clone, PartialEq, Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct LimitsConfig {
+    /// Stop after so many frames went through the network, at least 1; default: never.
+    pub max_frames: Option<u64>,
+    /// Stop after so many seconds, above 0; default: never.
+    pub seconds: Option<f64>,
+}
+
+/// Why there is no pipeline.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum ConfigError {
+    /// The file cannot be read.
+    #[error("cannot read {path}: {source}; `pipelines/` holds examples")]
+    Read {
+        /// The file.
+        path: PathBuf,
+        /// What the system says.
+        source: std::io::Error,
+    },
+    /// Not TOML, an unknown key, or a value of another type.
+    #[error("{path}, line {line}{table}: {reason}")]
+    Syntax {
+        /// The file.
+        path: PathBuf,
+        /// Line, from 1.
+        line: usize,
+        /// `, in [table]`, or nothing.
+        table: String,
+        /// What is wrong, and the nearest thing that would be right.
+        reason: String,
+    },
+    /// A value out of its range, or a key where it has no meaning.
+    #[error("{path}: `{key}` is {found}; {expected}")]
+    Value {
+        /// The file, or `command line`.
+        path: String,
+        /// Dotted path of the key.
+        key: &'static str,
+        /// What it says.
+        found: String,
+        /// What it must be.
+        expected: String,
+    },
+    /// A source or sink that cannot be.
+    #[error("{path}: {source}")]
+    Spec {
+        /// The file, or `command line`.
+        path: String,
+        /// What is wrong with it.
+        source: SpecError,
+    },
+    /// Nothing says where frames come from.
+    #[error("no source: name one with --source, or in a pipeline file under [source]; `fovea run --help` shows both")]
+    NoSource,
+}
+
+/// A pipeline that is not complete yet: the command line fills in and overrides.
+#[derive(Debug, Clone, PartialEq, Default)]
+pub struct Draft {
+    /// Name of the stream.
+    pub name: Option<String>,
+    /// Pace; by the source if `None`.
+    pub pace: Option<Pace>,
+    /// Where frames come from.
+    pub source: Option<SourceSpec>,
+    /// The model's folder.
+    pub model_dir: Option<PathBuf>,
+    /// How it is opened.
+    pub detector: DetectorOptions,
+    /// Frames that may wait.
+    pub queue_capacity: Option<usize>,
+    /// When a waiting frame is too old.
+    pub max_frame_age: Option<Duration>,
+    /// Where annotated frames go.
+    pub sink: Option<SinkSpec>,
+    /// Whether the number of the frame is drawn.
+    pub frame_counter: Option<bool>,
+    /// Detections file.
+    pub detections: Option<Output>,
+    /// Report file.
+    pub report: Option<Output>,
+    /// Stop after so many inferred frames.
+    pub max_frames: Option<u64>,
+    /// Stop after so long.
+    pub max_time: Option<Duration>,
+}
+
+/// A pipeline that can be run.
+#[derive(Debug, Clone, PartialEq)]
+pub struct PipelineSpec {
+    /// Name of the stream in reports and detections.
+    pub name: String,
+    /// Whether frames may be dropped for newer ones.
+    pub pace: Pace,
+    /// Where frames come from.
+    pub source: SourceSpec,
+    /// The model's folder; `None`: the default one.
+    pub model_dir: Option<PathBuf>,
+    /// How it is opened.
+    pub detector: DetectorOptions,
+    /// Frames that may wait.
+    pub queue_capacity: usize,
+    /// When a waiting frame is too old, at pace live.
+    pub max_frame_age: Duration,
+    /// Where annotated frames go.
+    pub sink: SinkSpec,
+    /// Whether the number of the frame is drawn.
+    pub frame_counter: bool,
+    /// Detections file.
+    pub detections: Option<Output>,
+    /// Report file.
+    pub report: Option<Output>,
+    /// Stop after so many inferred frames.
+    pub max_frames: Option<u64>,
+    /// Stop after so long.
+    pub max_time: Option<Duration>,
+}
+
+/// Default of `queue.capacity`, and its limit: at most 3 buffers of a source are held, one of them in work.
+pub const MAX_QUEUE_CAPACITY: usize = 2;
+
+/// Default of `queue.max_frame_age_ms`.
+pub const DEFAULT_MAX_FRAME_AGE: Duration = Duration::from_secs(1);
+
+impl Draft {
+    /// Reads a pipeline file.
+    ///
+    /// # Errors
+    /// [`ConfigError`] naming file, line and key.
+    pub fn read(path: &Path) -> Result<Self, ConfigError> {
+        let text = std::fs::read_to_string(path).map_err(|source| ConfigError::Read { path: path.to_owned(), source })?;
+        Self::parse(&text, path)
+    }
+
+    /// Reads the text of a pipeline file at `path`.
+    ///
+    /// # Errors
+    /// [`ConfigError`] naming file, line and key.
+    pub fn parse(text: &str, path: &Path) -> Result<Self, ConfigError> {
+        let config: PipelineConfig = toml::from_str(text).map_err(|error| syntax_error(&error, text, path))?;
+        let base = path.parent().unwrap_or(Path::new(""));
+        let file = path.display().to_string();
+        let value = |key, found: &dyn std::fmt::Display, expected: &str| ConfigError::Value {
+            path: file.clone(),
+            key,
+            found: found.to_string(),
+            expected: format!("it must be {expected}"),
+        };
+        let spec = |source| ConfigError::Spec { path: file.clone(), source };
+
+        let source = config.source.as_ref().map(|source| read_source(source, base, &file)).transpose()?;
+        let ModelConfig { dir, threads, score_threshold, allow_float } = config.model;
+        if threads > 256 {
+            return Err(value("model.threads", &threads, "0 to 256"));
+        }
+        if let Some(threshold) = score_threshold.filter(|threshold| !(0.0..=1.0).contains(threshold)) {
+            return Err(value("model.score_threshold", &threshold, "0 to 1"));
+        }
+        if let Some(capacity) = config.queue.capacity.filter(|capacity| !(1..=MAX_QUEUE_CAPACITY).contains(capacity)) {
+            return Err(value("queue.capacity", &capacity, "1 or 2 frames"));
+        }
+        if let Some(age) = config.queue.max_frame_age_ms.filter(|age| !(1..=60_000).contains(age)) {
+            return Err(value("queue.max_frame_age_ms", &age, "1 to 60000 milliseconds"));
+        }
+        if config.limits.max_frames == Some(0) {
+            return Err(value("limits.max_frames", &0, "1 or more"));
+        }
+        let max_time = match config.limits.seconds {
+            None => None,
+            Some(seconds) => {
+                Some(read_seconds(seconds).ok_or_else(|| value("limits.seconds", &seconds, "above 0, at most 1e9"))?)
+            }
+        };
+        let output = |path: Option<PathBuf>| {
+            path.map(|path| if path.as_os_str() == "-" { Output::Stdout } else { Output::File(base.join(path)) })
+        };
+        Ok(Self {
+            name: config.name,
+            pace: config.pace,
+            source,
+            model_dir: dir.map(|dir| base.join(dir)),
+            detector: DetectorOptions { threads, score_threshold, allow_float },
+            queue_capacity: config.queue.capacity,
+            max_frame_age: config.queue.max_frame_age_ms.map(Duration::from_millis),
+            sink: config.sink.uri.map(|uri| SinkSpec::parse(&uri, base)).transpose().map_err(spec)?,
+            frame_counter: config.overlay.frame_counter,
+            detections: output(config.output.detections),
+            report: output(config.output.report),
+            max_frames: config.limits.max_frames,
+            max_time,
+        })
+    }
+
+    /// Fills in the defaults.
+    ///
+    /// # Errors
+    /// [`ConfigError::NoSource`].
+    pub fn finish(self) -> Result<PipelineSpec, ConfigError> {
+        let mut source = self.source.ok_or(ConfigError::NoSource)?;
+        let pace = self.pace.unwrap_or(if source.is_live() { Pace::Live } else { Pace::Max });
+        source.sync = pace == Pace::Live;
+        Ok(PipelineSpec {
+            name: self.name.unwrap_or_else(|| stream_name(&source)),
+            pace,
+            source,
+            model_dir: self.model_dir,
+            detector: self.detector,
+            queue_capacity: self.queue_capacity.unwrap_or(MAX_QUEUE_CAPACITY),
+            max_frame_age: self.max_frame_age.unwrap_or(DEFAULT_MAX_FRAME_AGE),
+            sink: self.sink.unwrap_or(SinkSpec::None),
+            frame_counter: self.frame_counter.unwrap_or(true),
+            detections: self.detections,
+            report: self.report,
+            max_frames: self.max_frames,
+            max_time: self.max_time,
+        })
+    }
+}
+
+/// A number of seconds above 0 as a duration.
+#[must_use]
+pub fn read_seconds(seconds: f64) -> Option<Duration> {
+    (seconds > 0.0 && seconds <= 1e9).then(|| Duration::from_secs_f64(seconds))
+}
+
+/// Name of a stream that was given none: the last part of a path, else the source's own name.
+fn stream_name(source: &SourceSpec) -> String {
+    let path = match &source.kind {
+        SourceKind::File(path) | SourceKind::Images { folder: path, .. } | SourceKind::V4l2 { device: path, .. } => path,
+        SourceKind::Test { .. } => return "test".to_owned(),
+        _ => return source.to_string(),
+    };
+    path.file_name().map_or_else(|| source.to_string(), |name| name.to_string_lossy().into_owned())
+}
+
+fn read_source(config: &SourceConfig, base: &Path, file: &str) -> Result<SourceSpec, ConfigError> {
+    let error =
+        |key: &'static str, found: String, expected: String| ConfigError::Value { path: file.to_owned(), key, found, expected };
+    let mut source = match (&config.uri, &config.launch) {
+        (Some(uri), None) => {
+            SourceSpec::parse(uri, base).map_err(|source| ConfigError::Spec { path: file.to_owned(), source })?
+        }
+        (None, Some(elements)) => SourceSpec::new(SourceKind::Launch(elements.clone())),
+        (Some(_), Some(_)) => return Err(error("source.launch", "given beside `uri`".into(), "write one of them".into())),
+        (None, None) => {
+            return Err(error("source.uri", "missing".into(), "name a file, a URL, a camera, or give `launch`".into()));
+        }
+    };
+    let rate = config.fps.as_ref().map(|rate| {
+        let text = match rate {
+            Rate::Whole(fps) => fps.to_string(),
+            Rate::Decimal(fps) => fps.to_string(),
+            Rate::Text(text) => text.clone(),
+        };
+        let expected = "it must be frames per second: 30, 29.97 or \"30000/1001\", at most 1000";
+        FrameRate::parse(&text).ok_or_else(|| error("source.fps", text, expected.into()))
+    });
+    let rate = rate.transpose()?;
+    for (key, side) in [("source.width", config.width), ("source.height", config.height)] {
+        if let Some(side) = side.filter(|&side| !spec::is_side(side)) {
+            return Err(error(key, side.to_string(), "it must be 1 to 16384 pixels".into()));
+        }
+    }
+    // Keys that say something about this kind of source; the others are refused rather than ignored.
+    let mut used: &[&str] = &[];
+    match &mut source.kind {
+        SourceKind::V4l2 { mode, .. } | SourceKind::Libcamera { mode, .. } | SourceKind::Csi { mode, .. } => {
+            used = &["source.width", "source.height", "source.fps"];
+            let CameraMode { width, height, frame_rate } = *mode;
+            *mode =
+                CameraMode { width: config.width.or(width), height: config.height.or(height), frame_rate: rate.or(frame_rate) };
+        }
+        SourceKind::Test { pattern, width, height, frame_rate, n_frames } => {
+            used = &["source.width", "source.height", "source.fps", "source.frames", "source.pattern"];
+            (*width, *height) = (config.width.unwrap_or(*width), config.height.unwrap_or(*height));
+            *frame_rate = rate.unwrap_or(*frame_rate);
+            *n_frames = config.frames.or(*n_frames);
+            if let Some(name) = &config.pattern {
+                let expected = "it must be a pattern of videotestsrc, such as \"smpte\" or \"ball\"";
+                *pattern = spec::read_pattern(name).ok_or_else(|| error("source.pattern", name.clone(), expected.into()))?;
+            }
+        }
+        SourceKind::Images { frame_rate, .. } => {
+            used = &["source.fps"];
+            *frame_rate = rate.unwrap_or(*frame_rate);
+        }
+        SourceKind::Url(_) => used = &["source.latency_ms", "source.rtsp_transport"],
+        SourceKind::File(_) | SourceKind::Launch(_) => {}
+    }
+    let given = [
+        ("source.width", config.width.is_some()),
+        ("source.height", config.height.is_some()),
+        ("source.fps", config.fps.is_some()),
+        ("source.frames", config.frames.is_some()),
+        ("source.pattern", config.pattern.is_some()),
+        ("source.latency_ms", config.latency_ms.is_some()),
+        ("source.rtsp_transport", config.rtsp_transport.is_some()),
+    ];
+    if let Some((key, _)) = given.into_iter().find(|(key, given)| *given && !used.contains(key)) {
+        return Err(error(key, "given".into(), format!("it says nothing about {source}: remove it")));
+    }
+    if let Some(latency_ms) = config.latency_ms {
+        if latency_ms > 60_000 {
+            return Err(error("source.latency_ms", latency_ms.to_string(), "it must be 0 to 60000 milliseconds".into()));
+        }
+        source.latency = Duration::from_millis(latency_ms);
+    }
+    if let Some(timeout_s) = config.timeout_s {
+        if !(1..=600).contains(&timeout_s) {
+            return Err(error("source.timeout_s", timeout_s.to_string(), "it must be 1 to 600 seconds".into()));
+        }
+        source.timeout = Duration::from_secs(timeout_s);
+    }
+    if let Some(transport) = config.rtsp_transport {
+        source.rtsp_transport = match transport {
+            Transport::Tcp => RtspTransport::Tcp,
+            Transport::Udp => RtspTransport::Udp,
+        };
+    }
+    Ok(source)
+}
+
+/// An error of the TOML reader with line, table and the nearest known key. Lines are not quoted and URLs are redacted:
+/// they may hold credentials.
+fn syntax_error(error: &toml::de::Error, text: &str, path: &Path) -> ConfigError {
+    let start = error.span().map_or(0, |span| span.start.min(text.len()));
+    let before = text.get(..start).unwrap_or(text);
+    let line = before.matches('\n').count() + 1;
+    let this_line = text.lines().nth(line - 1).unwrap_or_default();
+    let mut headers = before.lines().chain(std::iter::once(this_line)).map(str::trim);
+    let table = headers.rfind(|line| line.starts_with('[')).map(|header| format!(", in {header}"));
+    let message = hide_credentials(error.message().trim());
+    let reason = match message.strip_prefix("unknown field ") {
+        Some(rest) => unknown_key(rest),
+        None => match this_line.split_once('=') {
+            Some((key, _)) => format!("`{}`: {message}", key.trim()),
+            None => message.clone(),
+        },
+    };
+    ConfigError::Syntax { path: path.to_owned(), line, table: table.unwrap_or_default(), reason }
+}
+
+/// From serde's "`key`, expected one of `a`, `b`".
+fn unknown_key(rest: &str) -> String {
+    let mut names = rest.split('`').skip(1).step_by(2);
+    let key = names.next().unwrap_or_default();
+    let known: Vec<&str> = names.collect();
+    let nearest = known.iter().map(|name| (strsim::damerau_levenshtein(key, name), *name)).min();
+    let suggestion = match nearest {
+        Some((distance, name)) if distance <= key.chars().count().div_ceil(2) => format!("did you mean `{name}`? "),
+        _ => String::new(),
+    };
+    format!("unknown key `{key}`; {suggestion}known here: {}", known.join(", "))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn read(text: &str) -> Result<Draft, String> {
+        Draft::parse(text, Path::new("/cfg/street.toml")).map_err(|error| error.to_string())
+    }
+
+    #[test]
+    fn every_key_arrives() {
+        let draft = read(
+            r#"
+            name = "gate"
+            pace = "max"
+            [source]
+            uri = "test://?frames=3"
+            width = 320
+            fps = 29.97
+            pattern = "smpte"
+            timeout_s = 3
+            [model]
+            dir = "../models/m"
+            threads = 3
+            score_threshold = 0.5
+            allow_float = true
+            [queue]
+            capacity = 1
+            max_frame_age_ms = 250
+            [sink]
+            uri = "out/a.mkv"
+            [overlay]
+            frame_counter = false
+            [output]
+            detections = "d.jsonl"
+            report = "-"
+            [limits]
+            max_frames = 9
+            seconds = 1.5
+            "#,
+        )
+        .unwrap();
+        let spec = draft.finish().unwrap();
+        assert_eq!((spec.name.as_str(), spec.pace), ("gate", Pace::Max));
+        let SourceKind::Test { pattern, width, height, frame_rate, n_frames } = spec.source.kind else { panic!("test") };
+        assert_eq!((pattern.as_str(), width, height, n_frames), ("smpte", 320, 360, Some(3)));
+        assert_eq!(frame_rate, FrameRate { numerator: 2997, denominator: 100 });
+        assert_eq!(spec.source.timeout, Duration::from_secs(3));
+        assert_eq!(spec.model_dir, Some("/cfg/../models/m".into()));
+        let options = DetectorOptions { threads: 3, score_threshold: Some(0.5), allow_float: true };
+        assert_eq!(spec.detector, options);
+        assert_eq!((spec.queue_capacity, spec.max_frame_age), (1, Duration::from_millis(250)));
+        assert_eq!(spec.sink, SinkSpec::parse("/cfg/out/a.mkv", Path::new("")).unwrap());
+        assert!(!spec.frame_counter);
+        assert_eq!(spec.detections, Some(Output::File("/cfg/d.jsonl".into())));
+        assert_eq!(spec.report, Some(Output::Stdout));
+        assert_eq!((spec.max_frames, spec.max_time), (Some(9), Some(Duration::from_millis(1500))));
+    }
+
+    #[test]
+    fn the_pace_follows_the_source() {
+        for (uri, pace) in [("a.mp4", Pace::Max), ("rtsp://h/1", Pace::Live), ("v4l2:///dev/video0", Pace::Live)] {
+            let spec = read(&format!("[source]\nuri = {uri:?}")).unwrap().finish().unwrap();
+            assert_eq!((spec.pace, spec.source.sync), (pace, pace == Pace::Live), "{uri}");
+        }
+        assert!(matches!(read("").unwrap().finish(), Err(ConfigError::NoSource)));
+    }
+
+    #[test]
+    fn errors_name_file_line_key_and_remedy() {
+        for (text, named) in [
+            ("[model]\ntreads = 2", &["line 2, in [model]", "unknown key `treads`", "did you mean `threads`?"][..]),
+            ("\n[modle]\ndir = 'x'", &["line 2", "unknown key `modle`", "did you mean `model`?"]),
+            ("[source]\nuri = 'a.mp4'\nzzzzzzzz = 1", &["line 3", "unknown key `zzzzzzzz`; known here: uri, launch"]),
+            ("[model]\n\nthreads = 'two'", &["line 3, in [model]", "`threads`", "invalid type: string"]),
+            ("pace = 'fast'", &["line 1", "`pace`", "`max`", "`live`"]),
+            ("[source\n", &["line 1"]),
+            ("[model]\nthreads = 257", &["`model.threads` is 257", "0 to 256"]),
+            ("[model]\nscore_threshold = 1.5", &["model.score_threshold", "0 to 1"]),
+            ("[queue]\ncapacity = 3", &["queue.capacity", "1 or 2"]),
+            ("[queue]\nmax_frame_age_ms = 0", &["queue.max_frame_age_ms", "1 to 60000"]),
+            ("[limits]\nseconds = -1", &["limits.seconds", "above 0"]),
+            ("[limits]\nseconds = nan", &["limits.seconds", "above 0"]),
+            ("[limits]\nmax_frames = 0", &["limits.max_frames"]),
+            ("[source]\n", &["source.uri", "missing"]),
+            ("[source]\nuri = 'a.mp4'\nlaunch = 'x'", &["source.launch", "one of them"]),
+            ("[source]\nuri = 'a.mp4'\nwidth = 3", &["`source.width`", "/cfg/a.mp4", "remove it"]),
+            ("[source]\nuri = 'test://'\nfps = 0", &["source.fps", "frames per second"]),
+            ("[source]\nuri = 'test://'\nwidth = 0", &["source.width", "1 to 16384"]),
+            ("[source]\nuri = 'ftp://h'", &["`ftp`", "a source is"]),
+            ("[sink]\nuri = 'a.gif'", &[".gif", ".mp4"]),
+        ] {
+            let error = read(text).unwrap_err();
+            for part in named.iter().chain(&["/cfg/street.toml"]) {
+                assert!(error.contains(part), "{text:?}: {error:?} does not say {part:?}");
+            }
+        }
+    }
+
+    #[test]
+    fn a_password_is_never_quoted() {
+        for text in [
+            "[source]\nuri = 'rtsp://me:canary@h/1'\npattern = 'x'",
+            "[source]\nuri = 'rtsp://me:canary@h/1",
+            "[source]\nuri = 'ftp://me:canary@h/1'",
+            "[source]\nurl = 'rtsp://me:canary@h/1'",
+            "[source]\nwidth = 'rtsp://me:canary@h/1'",
+        ] {
+            let error = Draft::parse(text, Path::new("x.toml")).unwrap_err();
+            assert!(!format!("{error} {error:?}").contains("canary"), "{text:?}: {error}");
+        }
+    }
+}

@@ -1,0 +1,241 @@
+//! Detections as JSON lines, one a frame: layout version 1 of the contract.
+//!
+//! A line is built in a buffer that is kept and handed to the system in one write: a process that is killed leaves
+//! whole lines, and `tail -f` sees them as they come.
+
+use crate::detection::Detection;
+use crate::frame::Stamps;
+use serde::ser::{Serialize, SerializeSeq, Serializer};
+use std::fs::File;
+use std::io::{self, Write};
+use std::path::PathBuf;
+
+/// Where results are written.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Output {
+    /// Standard output, written `-`.
+    Stdout,
+    /// A file, replaced if it is there.
+    File(PathBuf),
+}
+
+impl Output {
+    /// `-` is standard output, everything else a path.
+    #[must_use]
+    pub fn new(path: PathBuf) -> Self {
+        if path.as_os_str() == "-" { Self::Stdout } else { Self::File(path) }
+    }
+
+    /// Opens it for writing.
+    ///
+    /// # Errors
+    /// [`OutputError::Create`] naming the file.
+    pub fn create(&self) -> Result<Box<dyn Write + Send>, OutputError> {
+        match self {
+            Self::Stdout => Ok(Box::new(io::stdout())),
+            Self::File(path) => match File::create(path) {
+                Ok(file) => Ok(Box::new(file)),
+                Err(source) => Err(OutputError::Create { path: path.clone(), source }),
+            },
+        }
+    }
+
+    /// Checks that a file could be created, without touching one that is there.
+    ///
+    /// # Errors
+    /// [`OutputError::Create`] naming the file.
+    pub fn probe(&self) -> Result<(), OutputError> {
+        let Self::File(path) = self else { return Ok(()) };
+        probe_writable(path).map_err(|source| OutputError::Create { path: path.clone(), source })
+    }
+}
+
+/// Checks that `path` can be created or overwritten: one that is there is opened for appending, else a file is made and
+/// removed again.
+///
+/// # Errors
+/// What the system says.
+pub fn probe_writable(path: &std::path::Path) -> io::Result<()> {
+    let existed = path.exists();
+    File::options().append(true).create(true).open(path)?;
+    if existed { Ok(()) } else { std::fs::remove_file(path) }
+}
+
+impl std::fmt::Display for Output {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::Stdout => f.write_str("standard output"),
+            Self::File(path) => write!(f, "{}", path.display()),
+        }
+    }
+}
+
+/// Why results cannot be written.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum OutputError {
+    /// The file cannot be made.
+    #[error("cannot write {path}: {source}; name a file in a folder that exists and that you may write to")]
+    Create {
+        /// The file.
+        path: PathBuf,
+        /// What the system says.
+        source: io::Error,
+    },
+    /// Writing stopped in the middle.
+    #[error("writing {output} failed: {source}; what was written before is kept")]
+    Write {
+        /// The file, or standard output.
+        output: String,
+        /// What the system says: the disk is full.
+        source: io::Error,
+    },
+}
+
+/// One line of the file.
+#[derive(serde::Serialize)]
+struct Line<'a> {
+    v: u32,
+    stream: &'a str,
+    frame: u64,
+    pts_ns: Option<u64>,
+    width: usize,
+    height: usize,
+    detections: Objects<'a>,
+}
+
+#[derive(Clone, Copy)]
+struct Objects<'a> {
+    detections: &'a [Detection],
+    labels: &'a [String],
+}
+
+#[derive(serde::Serialize)]
+struct Object<'a> {
+    class: &'a str,
+    class_id: u16,
+    score: f32,
+    #[serde(rename = "box")]
+    bbox: [f32; 4],
+    track: Option<u64>,
+}
+
+impl Serialize for Objects<'_> {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        let mut seq = serializer.serialize_seq(Some(self.detections.len()))?;
+        for Detection { bbox, class_id, score } in self.detections {
+            seq.serialize_element(&Object {
+                class: self.labels.get(class_id.index()).map_or("", String::as_str),
+                class_id: class_id.0,
+                score: *score,
+                bbox: bbox.to_array(),
+                track: None,
+            })?;
+        }
+        seq.end()
+    }
+}
+
+/// Writes detections; nothing is allocated per frame once the buffer has grown.
+pub struct DetectionsWriter {
+    output: String,
+    out: Box<dyn Write + Send>,
+    line: Vec<u8>,
+}
+
+impl DetectionsWriter {
+    /// Opens `output`.
+    ///
+    /// # Errors
+    /// [`OutputError::Create`] naming the file.
+    pub fn create(output: &Output) -> Result<Self, OutputError> {
+        Ok(Self::new(output.to_string(), output.create()?))
+    }
+
+    /// Writes to `out`, which messages call `output`.
+    #[must_use]
+    pub fn new(output: String, out: Box<dyn Write + Send>) -> Self {
+        Self { output, out, line: Vec::new() }
+    }
+
+    /// Writes the line of one frame of `stream`, a `width` x `height` picture.
+    ///
+    /// # Errors
+    /// [`OutputError::Write`] naming the file.
+    pub fn write(
+        &mut self,
+        stream: &str,
+        stamps: &Stamps,
+        (width, height): (usize, usize),
+        detections: &[Detection],
+        labels: &[String],
+    ) -> Result<(), OutputError> {
+        let pts_ns = stamps.pts.map(|pts| u64::try_from(pts.as_nanos()).unwrap_or(u64::MAX));
+        let detections = Objects { detections, labels };
+        let line = Line { v: 1, stream, frame: stamps.id.0, pts_ns, width, height, detections };
+        self.line.clear();
+        let written = serde_json::to_writer(&mut self.line, &line).map_err(io::Error::from).and_then(|()| {
+            self.line.push(b'\n');
+            self.out.write_all(&self.line)
+        });
+        written.map_err(|source| OutputError::Write { output: self.output.clone(), source })
+    }
+
+    /// Makes sure that everything has reached the system.
+    ///
+    /// # Errors
+    /// [`OutputError::Write`] naming the file.
+    pub fn finish(&mut self) -> Result<(), OutputError> {
+        self.out.flush().map_err(|source| OutputError::Write { output: self.output.clone(), source })
+    }
+}
+
+impl std::fmt::Debug for DetectionsWriter {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("DetectionsWriter").field("output", &self.output).finish_non_exhaustive()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::detection::{BBox, ClassId};
+    use crate::frame::FrameId;
+    use std::time::Duration;
+
+    #[test]
+    fn lines_are_those_of_the_contract() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("d.jsonl");
+        let mut writer = DetectionsWriter::create(&Output::new(path.clone())).unwrap();
+        let labels = ["person".to_owned(), "car".to_owned()];
+        let detection = Detection { bbox: BBox::new(1.5, 2.0, 30.25, 40.0), class_id: ClassId(1), score: 0.87 };
+        let stamps = Stamps { id: FrameId(7), pts: Some(Duration::from_millis(40)), ..Stamps::default() };
+        writer.write("street", &stamps, (640, 480), &[detection], &labels).unwrap();
+        writer.write("street", &Stamps::default(), (1, 1), &[], &labels).unwrap();
+        // Nothing waits in a buffer.
+        assert_eq!(
+            std::fs::read_to_string(&path).unwrap(),
+            concat!(
+                r#"{"v":1,"stream":"street","frame":7,"pts_ns":40000000,"width":640,"height":480,"detections":"#,
+                r#"[{"class":"car","class_id":1,"score":0.87,"box":[1.5,2.0,30.25,40.0],"track":null}]}"#,
+                "\n",
+                r#"{"v":1,"stream":"street","frame":0,"pts_ns":null,"width":1,"height":1,"detections":[]}"#,
+                "\n"
+            )
+        );
+        writer.finish().unwrap();
+    }
+
+    #[test]
+    fn a_full_disk_and_a_missing_folder_are_named() {
+        let mut writer = DetectionsWriter::create(&Output::File("/dev/full".into())).unwrap();
+        let error = writer.write("s", &Stamps::default(), (1, 1), &[], &[]).unwrap_err().to_string();
+        assert!(error.contains("/dev/full") && error.contains("No space left"), "{error}");
+        let missing = Output::File("/nowhere/d.jsonl".into());
+        let error = missing.create().err().unwrap().to_string();
+        assert!(error.contains("/nowhere/d.jsonl") && error.contains("folder that exists"), "{error}");
+        assert!(missing.probe().is_err());
+        assert_eq!(Output::new("-".into()), Output::Stdout);
+    }
+}

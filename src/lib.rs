@@ -7,6 +7,8 @@ pub mod detection;
 pub mod eval;
 pub mod executor;
 pub mod frame;
+#[cfg(feature = "gst")]
+pub mod gst;
 pub mod images;
 pub mod kernels;
 #[cfg(feature = "opencv")]

@@ -29,6 +29,12 @@ impl SecretUrl {
         Some(user_info.split_once(':').unwrap_or((user_info, "")))
     }
 
+    /// User and password, percent-decoded: only for the library that connects.
+    #[must_use]
+    pub fn plain_credentials(&self) -> Option<(String, String)> {
+        self.credentials().map(|(user, password)| (percent_decoded(user), percent_decoded(password)))
+    }
+
     /// The URL without user and password, for a library that takes them apart. Still to be kept out of messages: the
     /// query may hold secrets too.
     #[must_use]
@@ -167,6 +173,7 @@ mod tests {
     fn parts_and_scrubbing() {
         let secret = SecretUrl::new("rtsp://admin:canary%2F7@10.0.0.2:554/ch1?key=tweety".into());
         assert_eq!(secret.credentials(), Some(("admin", "canary%2F7")));
+        assert_eq!(secret.plain_credentials(), Some(("admin".into(), "canary/7".into())));
         assert_eq!(secret.without_credentials(), "rtsp://10.0.0.2:554/ch1?key=tweety");
         let text = format!("cannot open {}: 401 for admin with canary/7, key tweety", secret.expose());
         let scrubbed = secret.scrub(&text);

@@ -1,0 +1,284 @@
+//! What GStreamer reports as what the user needs to know: what, where, and what to do about it, without credentials.
+
+use super::elements;
+use crate::pipeline::ports::{SinkError, SourceError};
+use crate::pipeline::secret::SecretUrl;
+use crate::pipeline::spec::{SourceKind, SourceSpec};
+use gstreamer as gst;
+use gstreamer::glib;
+
+/// Takes credentials out of texts.
+#[derive(Debug, Clone, Default)]
+pub(super) struct Scrubber {
+    urls: Vec<SecretUrl>,
+}
+
+impl Scrubber {
+    /// Knows the secrets of a source.
+    pub(super) fn new(spec: &SourceSpec) -> Self {
+        let urls = match &spec.kind {
+            SourceKind::Url(url) => vec![url.clone()],
+            SourceKind::Launch(text) => secrets_of_launch(text),
+            _ => Vec::new(),
+        };
+        Self { urls }
+    }
+
+    /// `text` without them, on one line.
+    pub(super) fn scrub(&self, text: &str) -> String {
+        let text = self.urls.iter().fold(text.to_owned(), |text, url| url.scrub(&text));
+        without_user_info(&text).split_whitespace().collect::<Vec<_>>().join(" ")
+    }
+}
+
+/// URLs of a pipeline text, and what it gives for users and passwords, as URLs that hide them.
+fn secrets_of_launch(text: &str) -> Vec<SecretUrl> {
+    let mut secrets = Vec::new();
+    for word in text.split_whitespace() {
+        let Some((key, value)) = word.split_once('=') else { continue };
+        let value = value.trim_matches(['"', '\'']);
+        if value.contains("://") {
+            secrets.push(SecretUrl::new(value.to_owned()));
+        } else if ["user-id", "user-pw", "proxy-id", "proxy-pw", "passphrase", "password"].contains(&key) {
+            secrets.push(SecretUrl::new(format!("x://{value}@")));
+        }
+    }
+    secrets
+}
+
+/// `text` with user and password of every URL in it hidden.
+pub(super) fn without_user_info(text: &str) -> String {
+    let mut out = String::with_capacity(text.len());
+    let mut rest = text;
+    while let Some(start) = rest.find("://") {
+        let (before, after) = rest.split_at(start + 3);
+        out.push_str(before);
+        let authority_len = after.find(|c: char| c == '/' || c == '"' || c.is_whitespace()).unwrap_or(after.len());
+        rest = match after[..authority_len].rfind('@') {
+            Some(at) => {
+                out.push_str("***");
+                &after[at..]
+            }
+            None => after,
+        };
+    }
+    out.push_str(rest);
+    out
+}
+
+/// An error message of GStreamer, and what else was said before it.
+#[derive(Debug)]
+pub(super) struct Report<'a> {
+    /// Domain, code and text.
+    pub(super) error: glib::Error,
+    /// Where in GStreamer, and what the system said.
+    pub(super) debug: Option<glib::GString>,
+    /// Name of the element.
+    pub(super) element: String,
+    /// Descriptions and caps of decoders that were not found.
+    pub(super) missing: &'a [(String, String)],
+}
+
+impl Report<'_> {
+    /// The text, and of the debug text what the system or the peer said: not the lines that name GStreamer's own code.
+    fn said(&self) -> String {
+        let is_code = |line: &str| line.contains(".c(") || line.contains(".cpp(") || line.contains("/GstPipeline:");
+        let lines = self.error.message().lines().chain(self.debug.as_deref().unwrap_or_default().lines());
+        let mut said: Vec<&str> = Vec::new();
+        for line in lines.filter(|line| !is_code(line)).map(|line| line.trim().trim_end_matches(['.', ':'])) {
+            if !line.is_empty() && !said.contains(&line) {
+                said.push(line);
+            }
+        }
+        said.join(": ")
+    }
+
+    /// decodebin calls a decoder missing when none leads to video, be it that there is only sound.
+    fn has_only_sound(&self, said: &str) -> bool {
+        self.is_missing_plugin() && self.missing.is_empty() && said.contains("(audio/") && !said.contains("(video/")
+    }
+
+    fn is_missing_plugin(&self) -> bool {
+        !self.missing.is_empty()
+            || self.error.matches(gst::CoreError::MissingPlugin)
+            || self.error.matches(gst::StreamError::CodecNotFound)
+    }
+
+    fn missing_plugin(&self, said: &str) -> String {
+        let Some((description, detail)) = self.missing.first() else {
+            return format!(
+                "a plugin of GStreamer is missing ({said}); install the usual ones: sudo apt install gstreamer1.0-plugins-good \
+                 gstreamer1.0-plugins-bad gstreamer1.0-libav"
+            );
+        };
+        let package = elements::package_for_codec(description, detail);
+        format!("GStreamer has no plugin for it (missing: {description}); install it: sudo apt install {package}")
+    }
+}
+
+/// What an error means for a source.
+pub(super) fn source_error(spec: &SourceSpec, scrubber: &Scrubber, report: &Report<'_>) -> SourceError {
+    let said = scrubber.scrub(&report.said());
+    let request = |text: String| SourceError::Request(format!("{spec}: {text}"));
+    let stream = |text: String| SourceError::Stream(format!("{spec}: {text}"));
+    if report.has_only_sound(&said) {
+        return request("it holds sound but no video; give a file or stream with a picture".into());
+    }
+    if report.is_missing_plugin() {
+        return stream(report.missing_plugin(&said));
+    }
+    let error = &report.error;
+    // rtspsrc reports a refusal of its credentials as a general failure to open.
+    let is_unauthorized =
+        error.matches(gst::ResourceError::NotAuthorized) || said.contains("Unauthorized") || said.contains("401");
+    match &spec.kind {
+        SourceKind::Url(_) if is_unauthorized => request(format!(
+            "the server refuses the user or password ({said}); write them as rtsp://USER:PASSWORD@HOST/…, with special \
+             characters percent-encoded (@ is %40, : is %3A, / is %2F)"
+        )),
+        SourceKind::Url(_) if error.matches(gst::ResourceError::NotFound) || said.contains("Not Found") => request(format!(
+            "the server has no such stream or cannot be found ({said}); check host and path of the URL, the camera's manual \
+             names the path"
+        )),
+        SourceKind::Url(_) if error.is::<gst::ResourceError>() || said.starts_with(NO_DATA) => stream(format!(
+            "the connection failed ({said}); check that the device is on, that host and port are right and that no firewall is \
+             between; for rtsp, try the other transport (tcp or udp)"
+        )),
+        SourceKind::V4l2 { device, .. } | SourceKind::File(device) if error.matches(gst::ResourceError::NotFound) => {
+            request(format!("there is nothing at {} ({said}); check the path", device.display()))
+        }
+        SourceKind::V4l2 { device, .. } if error.is::<gst::ResourceError>() => {
+            let device = device.display();
+            stream(format!(
+                "the camera cannot be used ({said}); `fuser -v {device}` shows a program that holds it, `v4l2-ctl -d {device} \
+                 --list-formats-ext` the sizes and rates that it has, and your user must be in the group `video`"
+            ))
+        }
+        SourceKind::V4l2 { device, .. } if is_format_trouble(error, &said) => request(format!(
+            "the camera does not have this size and rate ({said}); `v4l2-ctl -d {} --list-formats-ext` lists what it has",
+            device.display()
+        )),
+        SourceKind::Libcamera { .. } => stream(format!(
+            "the camera does not start ({said}); `rpicam-hello --list-cameras` (or `cam -l`) must list it, no other program may \
+             use it, and the size must be one that it has"
+        )),
+        SourceKind::Csi { .. } => stream(format!(
+            "the camera does not start ({said}); check the ribbon cable and the sensor number, restart the service with `sudo \
+             systemctl restart nvargus-daemon`, and ask for a size that the sensor has"
+        )),
+        SourceKind::Launch(_) => stream(format!(
+            "the pipeline text failed in element {} ({said}); try it alone: gst-launch-1.0 TEXT ! fakesink",
+            report.element
+        )),
+        _ if error.matches(gst::StreamError::TypeNotFound) || error.matches(gst::StreamError::WrongType) => {
+            request(format!("this is not a video that can be read ({said}); give a file such as .mp4, .mkv, .avi or .ts"))
+        }
+        SourceKind::File(_) if error.is::<gst::ResourceError>() => {
+            stream(format!("the file cannot be read ({said}); check that it is readable and whole"))
+        }
+        _ => stream(format!(
+            "the stream is damaged or cut off ({said}); frames up to here were used; `ffprobe` or `gst-discoverer-1.0` may tell \
+             more"
+        )),
+    }
+}
+
+/// What a source says that got nothing from the network and does not know why.
+const NO_DATA: &str = "Internal data stream error";
+
+fn is_format_trouble(error: &glib::Error, said: &str) -> bool {
+    error.matches(gst::CoreError::Negotiation) || error.matches(gst::StreamError::Format) || said.contains("not-negotiated")
+}
+
+/// What an error means for a sink called `name`.
+pub(super) fn sink_error(name: &str, is_display: bool, report: &Report<'_>) -> SinkError {
+    let said = Scrubber::default().scrub(&report.said());
+    let error = &report.error;
+    if error.matches(gst::ResourceError::NoSpaceLeft) || said.contains("No space left") {
+        return SinkError::Write(format!(
+            "{name}: the disk is full ({said}); what was written so far can be played; make room or write elsewhere"
+        ));
+    }
+    if is_display {
+        return SinkError::Write(format!(
+            "display: the picture cannot be shown ({said}); if the window was closed, all is well; else write a file with --sink \
+             out.mp4"
+        ));
+    }
+    if error.matches(gst::ResourceError::OpenWrite) {
+        return SinkError::Request(format!("{name}: the file cannot be written ({said}); check folder and permissions"));
+    }
+    SinkError::Write(format!(
+        "{name}: writing failed in element {} ({said}); what was written so far can be played",
+        report.element
+    ))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::path::PathBuf;
+
+    fn report(error: glib::Error, debug: &str) -> Report<'static> {
+        Report { error, debug: Some(debug.into()), element: "source".into(), missing: &[] }
+    }
+
+    #[test]
+    fn user_info_is_hidden_anywhere() {
+        for (text, want) in [
+            ("open rtsp://me:canary@host:554/1 failed", "open rtsp://***@host:554/1 failed"),
+            ("a http://canary@h b https://x:canary@y", "a http://***@h b https://***@y"),
+            ("nothing at file:///tmp/a@b.mp4", "nothing at file:///tmp/a@b.mp4"),
+            ("", ""),
+        ] {
+            assert_eq!(without_user_info(text), want);
+        }
+    }
+
+    #[test]
+    fn secrets_of_pipeline_texts() {
+        let text = "rtspsrc location=rtsp://h/1?token=canary1 user-id=\"admin\" user-pw=canary2 ! decodebin";
+        let scrubber = Scrubber::new(&SourceSpec::new(SourceKind::Launch(text.into())));
+        let scrubbed = scrubber.scrub("could not set canary1 as admin, canary2\n in rtsp://h/1?token=canary1");
+        assert!(!scrubbed.contains("canary") && !scrubbed.contains("admin") && !scrubbed.contains('\n'), "{scrubbed}");
+    }
+
+    #[test]
+    fn errors_name_what_where_and_remedy() {
+        let url = SourceKind::Url(SecretUrl::new("rtsp://me:canary@cam:554/1".into()));
+        let file = SourceKind::File(PathBuf::from("/x/street.avi"));
+        let camera = SourceKind::V4l2 { device: "/dev/video7".into(), mode: Default::default() };
+        let refused = glib::Error::new(gst::ResourceError::OpenRead, "Could not open rtsp://me:canary@cam:554/1.");
+        let unauthorized = glib::Error::new(gst::ResourceError::NotAuthorized, "Unauthorized");
+        let text_file = glib::Error::new(gst::StreamError::WrongType, "This appears to be a text file");
+        let busy = glib::Error::new(gst::ResourceError::Busy, "Device is busy");
+        for (kind, error, is_request, words) in [
+            (&url, refused, false, ["rtsp://***@cam", "firewall"]),
+            (&url, unauthorized, true, ["password", "%40"]),
+            (&file, text_file, true, ["/x/street.avi", "not a video"]),
+            (&camera, busy, false, ["/dev/video7", "fuser"]),
+        ] {
+            let spec = SourceSpec::new(kind.clone());
+            let debug = match kind {
+                SourceKind::Url(_) => "gstrtspsrc.c(7): open (): /GstPipeline:p:\nConnection refused to me:canary@cam.",
+                _ => "gstrtspsrc.c(7): open (): /GstPipeline:p:\nfailed",
+            };
+            let report = report(error, debug);
+            let error = source_error(&spec, &Scrubber::new(&spec), &report);
+            assert_eq!(matches!(error, SourceError::Request(_)), is_request, "{error}");
+            let text = error.to_string();
+            assert!(words.iter().all(|word| text.contains(word)), "{text}");
+            assert!(!text.contains("canary") && !text.contains('\n') && !text.contains("gstrtspsrc.c"), "{text}");
+        }
+    }
+
+    #[test]
+    fn missing_decoders_name_the_package() {
+        let missing = [("H.265 decoder".to_owned(), "video/x-h265".to_owned())];
+        let error = glib::Error::new(gst::StreamError::CodecNotFound, "Your GStreamer installation is missing a plug-in.");
+        let report = Report { error, debug: None, element: "decodebin".into(), missing: &missing };
+        let spec = SourceSpec::new(SourceKind::File("a.mp4".into()));
+        let text = source_error(&spec, &Scrubber::default(), &report).to_string();
+        assert!(text.contains("H.265") && text.contains("gstreamer1.0-libav"), "{text}");
+    }
+}

@@ -1,0 +1,606 @@
+//! Sinks that GStreamer encodes or shows: video files and the screen.
+//!
+//! Every sink is `appsrc → videoconvert → …`. A frame is copied into a buffer of a bounded pool, drawn on there (never
+//! in the decoder's own memory, which may be a reference frame) and pushed with the source's time, shifted to start at
+//! 0. No element behind may drop, repeat or re-time frames.
+
+use super::caps::{self, video_format};
+use super::encoder::{FINISH_LIMIT, Recipe};
+use super::fault::{Report, sink_error};
+use super::{elements, shut_down};
+use crate::frame::{ColorInfo, ColorMatrix, ColorRange, PictureMut, PictureRef, PixelFormat, PlaneMut, Stamps};
+use crate::pipeline::ports::{Draw, FrameSink, SinkError, StreamInfo};
+use crate::pipeline::spec::SinkSpec;
+use gstreamer as gst;
+use gstreamer::prelude::*;
+use gstreamer_app as gst_app;
+use gstreamer_video as gst_video;
+use gstreamer_video::prelude::*;
+use std::io::ErrorKind;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+/// Frames that wait for the encoder; the next one waits outside.
+const MAX_WAITING: u32 = 2;
+
+/// Buffers of a pool: those that wait, those at work in the encoder or on the screen, and one to draw on.
+const POOL_BUFFERS: u32 = 8;
+
+/// How long nothing may move until the sink counts as broken.
+const STALL_LIMIT: Duration = Duration::from_secs(60);
+
+/// How long a sink may take to stop.
+const STOP_LIMIT: Duration = Duration::from_secs(5);
+
+/// Distance of frames where neither the frames nor the stream state one.
+const DEFAULT_STEP: Duration = Duration::from_nanos(33_333_333);
+
+/// What the samples of a grey picture mean.
+const GREY: ColorInfo = ColorInfo { matrix: ColorMatrix::Bt601, range: ColorRange::Full };
+
+/// Where the frames go.
+#[derive(Debug)]
+enum Target {
+    File { path: PathBuf, recipe: Recipe },
+    Display,
+}
+
+/// A sink behind a GStreamer pipeline.
+pub(super) struct PipelineSink {
+    name: String,
+    target: Target,
+    open: Option<Open>,
+}
+
+/// A pipeline under way.
+struct Open {
+    pipeline: gst::Pipeline,
+    source: gst_app::AppSrc,
+    status: Arc<Status>,
+    frame_rate: Option<(u32, u32)>,
+    pool: Option<Pool>,
+    timing: Timing,
+    n_pushed: u64,
+}
+
+impl PipelineSink {
+    /// Checks that the sink can work; writes nothing.
+    pub(super) fn open(spec: &SinkSpec) -> Result<Self, SinkError> {
+        let name = spec.to_string();
+        let target = match spec {
+            SinkSpec::File { path, container } => {
+                let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
+                if !folder.is_dir() {
+                    let folder = folder.display();
+                    return Err(SinkError::Request(format!("{name}: there is no folder {folder}; make it: mkdir -p '{folder}'")));
+                }
+                let recipe = Recipe::choose(*container).map_err(|text| SinkError::Request(format!("{name}: {text}")))?;
+                Target::File { path: path.clone(), recipe }
+            }
+            SinkSpec::Display => Target::Display,
+            SinkSpec::None => return Err(SinkError::Request("none: no element shows nothing; leave the sink out".into())),
+        };
+        Ok(Self { name, target, open: None })
+    }
+
+    /// Builds the elements behind the appsrc.
+    fn chain(&self, info: &StreamInfo) -> Result<Vec<gst::Element>, String> {
+        let mut chain = vec![elements::make("videoconvert")?];
+        match &self.target {
+            Target::File { path, recipe } => {
+                let size = encoded_size((info.width, info.height));
+                let scale = elements::make("videoscale")?;
+                scale.set_property("add-borders", true);
+                let filter = elements::make("capsfilter")?;
+                filter.set_property("caps", encoded_caps(info, size, *recipe)?);
+                chain.extend([scale, filter]);
+                chain.extend(recipe.elements(info, size)?);
+                let file = elements::make("filesink")?;
+                file.set_property("location", path.to_str().ok_or("the path is not UTF-8; rename it")?);
+                chain.push(file);
+            }
+            Target::Display => {
+                let screen = screen()?;
+                // A live picture is shown when it comes, a file at its own pace.
+                screen.set_property("sync", !info.is_live);
+                // Every frame here has been worked for: a late one is shown late.
+                screen.set_property("max-lateness", -1_i64);
+                chain.push(screen);
+            }
+        }
+        Ok(chain)
+    }
+
+    fn request(&self, text: impl std::fmt::Display) -> SinkError {
+        SinkError::Request(format!("{}: {text}", self.name))
+    }
+}
+
+impl FrameSink for PipelineSink {
+    fn start(&mut self, info: &StreamInfo) -> Result<(), SinkError> {
+        self.finish()?;
+        if let Target::File { path, .. } = &self.target {
+            create(path)?;
+        }
+        let pipeline = gst::Pipeline::new();
+        let source = gst_app::AppSrc::builder().format(gst::Format::Time).stream_type(gst_app::AppStreamType::Stream).build();
+        let chain = self.chain(info).map_err(|text| self.request(text))?;
+        let all: Vec<&gst::Element> = std::iter::once(source.upcast_ref()).chain(&chain).collect();
+        pipeline.add_many(&all).map_err(|error| self.request(error))?;
+        gst::Element::link_many(&all).map_err(|error| self.request(error))?;
+        let status = Arc::new(Status::default());
+        status.count_departures(&source);
+        status.listen(&pipeline, self.name.clone(), matches!(self.target, Target::Display));
+        let step = info.frame_rate.map(|(numerator, denominator)| {
+            Duration::from_nanos(u64::from(denominator) * 1_000_000_000 / u64::from(numerator.max(1)))
+        });
+        let timing = Timing { step, ..Timing::default() };
+        let open = Open { pipeline, source, status, frame_rate: info.frame_rate, pool: None, timing, n_pushed: 0 };
+        if open.pipeline.set_state(gst::State::Playing).is_err() {
+            let error = open.status.error().unwrap_or_else(|| self.request("GStreamer refuses to start it and does not say why"));
+            shut_down(&open.pipeline, STOP_LIMIT);
+            return Err(error);
+        }
+        self.open = Some(open);
+        Ok(())
+    }
+
+    fn push(&mut self, picture: &PictureRef<'_>, stamps: &Stamps, draw: &mut Draw<'_>) -> Result<(), SinkError> {
+        let pads_to_even = matches!(self.target, Target::File { .. });
+        let Some(open) = &mut self.open else { return Err(SinkError::Write(format!("{}: it is closed", self.name))) };
+        open.push(picture, stamps, draw, pads_to_even, &self.name)
+    }
+
+    fn finish(&mut self) -> Result<(), SinkError> {
+        let Some(open) = self.open.take() else { return Ok(()) };
+        let end = open.end(&self.name);
+        let is_stopped = shut_down(&open.pipeline, STOP_LIMIT);
+        if open.n_pushed == 0
+            && let Target::File { path, .. } = &self.target
+        {
+            // A file without a frame is none; it was made by `start`, so it may go.
+            let _ = std::fs::remove_file(path);
+        }
+        if end.is_ok() && !is_stopped {
+            return Err(SinkError::Write(format!("{}: it did not close in time; the file may lack its last second", self.name)));
+        }
+        end
+    }
+
+    fn name(&self) -> String {
+        self.name.clone()
+    }
+}
+
+impl Drop for PipelineSink {
+    fn drop(&mut self) {
+        if let Err(error) = self.finish() {
+            tracing::warn!(%error, "a sink was dropped and could not be finalised");
+        }
+    }
+}
+
+impl Open {
+    fn push(
+        &mut self,
+        picture: &PictureRef<'_>,
+        stamps: &Stamps,
+        draw: &mut Draw<'_>,
+        pads_to_even: bool,
+        name: &str,
+    ) -> Result<(), SinkError> {
+        self.status.wait_for_room(name)?;
+        let failed = |what: &str| SinkError::Write(format!("{name}: {what}"));
+        if self.pool.as_ref().is_none_or(|pool| !pool.fits(picture)) {
+            let pool = Pool::new(picture, pads_to_even, self.frame_rate).map_err(|text| failed(&text))?;
+            // Queued in order with the buffers.
+            self.source.set_caps(Some(&pool.caps));
+            self.pool = Some(pool);
+        }
+        let Some(pool) = &self.pool else { return Err(failed("no memory")) };
+        let mut buffer = self.status.wait_for_buffer(pool, name)?;
+        let writable = buffer.get_mut().ok_or_else(|| failed("a buffer of the pool is shared"))?;
+        let time = self.timing.shift(stamps);
+        writable.set_pts(gst::ClockTime::try_from(time).ok());
+        let duration = stamps.duration.or(self.timing.step);
+        writable.set_duration(duration.and_then(|duration| gst::ClockTime::try_from(duration).ok()));
+        pool.paint(writable, picture, draw).map_err(|text| failed(&text))?;
+        self.status.lock().n_waiting += 1;
+        if self.source.push_buffer(buffer).is_err() {
+            return Err(self.status.wait_for_error().unwrap_or_else(|| failed("it takes no more frames")));
+        }
+        self.n_pushed += 1;
+        Ok(())
+    }
+
+    /// Sends the end of the stream and waits until it has passed everything.
+    fn end(&self, name: &str) -> Result<(), SinkError> {
+        if self.n_pushed == 0 || self.status.lock().is_reported {
+            return Ok(());
+        }
+        if self.source.end_of_stream().is_ok() {
+            self.status.wait_for_end();
+        }
+        let status = self.status.lock();
+        match &status.error {
+            Some(error) => Err(error.clone()),
+            None if status.is_at_end => Ok(()),
+            None => Err(SinkError::Write(format!(
+                "{name}: it could not be finalised within {} s; what was written so far can be played",
+                FINISH_LIMIT.as_secs()
+            ))),
+        }
+    }
+}
+
+/// What the threads of the pipeline tell.
+#[derive(Debug, Default)]
+struct Status {
+    state: Mutex<State>,
+    changed: Condvar,
+}
+
+#[derive(Debug, Default)]
+struct State {
+    /// Frames pushed that the elements have not taken yet.
+    n_waiting: u32,
+    is_at_end: bool,
+    error: Option<SinkError>,
+    /// The caller knows the error.
+    is_reported: bool,
+}
+
+impl Status {
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn change(&self, change: impl FnOnce(&mut State)) {
+        change(&mut self.lock());
+        self.changed.notify_all();
+    }
+
+    fn wait<'a>(
+        &self,
+        state: MutexGuard<'a, State>,
+        limit: Duration,
+        goes_on: impl FnMut(&mut State) -> bool,
+    ) -> MutexGuard<'a, State> {
+        self.changed.wait_timeout_while(state, limit, goes_on).unwrap_or_else(PoisonError::into_inner).0
+    }
+
+    /// Watches frames leave the appsrc. Its own blocking mode would wait for ever once an element has failed.
+    fn count_departures(self: &Arc<Self>, source: &gst_app::AppSrc) {
+        let status = Arc::clone(self);
+        if let Some(pad) = source.static_pad("src") {
+            pad.add_probe(gst::PadProbeType::BUFFER, move |_, _| {
+                status.change(|state| state.n_waiting = state.n_waiting.saturating_sub(1));
+                gst::PadProbeReturn::Ok
+            });
+        }
+    }
+
+    /// Takes errors and the end from the bus, in the thread that posts them.
+    fn listen(self: &Arc<Self>, pipeline: &gst::Pipeline, name: String, is_display: bool) {
+        let status = Arc::clone(self);
+        let Some(bus) = pipeline.bus() else { return };
+        bus.set_sync_handler(move |_, message| {
+            match message.view() {
+                gst::MessageView::Error(error) => {
+                    let element = error.src().map(|source| source.name().to_string()).unwrap_or_default();
+                    let report = Report { error: error.error(), debug: error.debug(), element, missing: &[] };
+                    let error = sink_error(&name, is_display, &report);
+                    status.change(|state| _ = state.error.get_or_insert(error));
+                }
+                gst::MessageView::Eos(_) => status.change(|state| state.is_at_end = true),
+                _ => {}
+            }
+            gst::BusSyncReply::Drop
+        });
+    }
+
+    /// The error, which the caller is going to report.
+    fn error(&self) -> Option<SinkError> {
+        let mut state = self.lock();
+        state.is_reported = state.error.is_some();
+        state.error.clone()
+    }
+
+    fn wait_for_error(&self) -> Option<SinkError> {
+        drop(self.wait(self.lock(), Duration::from_secs(1), |state| state.error.is_none()));
+        self.error()
+    }
+
+    /// Waits until a frame may be pushed.
+    fn wait_for_room(&self, name: &str) -> Result<(), SinkError> {
+        let state = self.wait(self.lock(), STALL_LIMIT, |state| state.error.is_none() && state.n_waiting >= MAX_WAITING);
+        self.go_on(state, |state| state.n_waiting < MAX_WAITING, name)
+    }
+
+    fn go_on(&self, state: MutexGuard<'_, State>, is_fine: impl Fn(&State) -> bool, name: &str) -> Result<(), SinkError> {
+        let (is_failed, is_fine) = (state.error.is_some(), is_fine(&state));
+        drop(state);
+        match (is_failed.then(|| self.error()).flatten(), is_fine) {
+            (Some(error), _) => Err(error),
+            (None, true) => Ok(()),
+            (None, false) => Err(stalled(name)),
+        }
+    }
+
+    /// A buffer of the pool; waits while all are in use.
+    fn wait_for_buffer(&self, pool: &Pool, name: &str) -> Result<gst::Buffer, SinkError> {
+        const STEP: Duration = Duration::from_millis(5);
+        let params = gst::BufferPoolAcquireParams::with_flags(gst::BufferPoolAcquireFlags::DONTWAIT);
+        let mut waited = Duration::ZERO;
+        loop {
+            match pool.pool.acquire_buffer(Some(&params)) {
+                Ok(buffer) => return Ok(buffer),
+                Err(gst::FlowError::Eos) if waited < STALL_LIMIT => {
+                    // Buffers come back without a word.
+                    let state = self.wait(self.lock(), STEP, |state| state.error.is_none());
+                    self.go_on(state, |_| true, name)?;
+                    waited += STEP;
+                }
+                Err(gst::FlowError::Eos) => return Err(stalled(name)),
+                Err(error) => return Err(SinkError::Write(format!("{name}: no memory for a frame ({error})"))),
+            }
+        }
+    }
+
+    fn wait_for_end(&self) {
+        drop(self.wait(self.lock(), FINISH_LIMIT, |state| state.error.is_none() && !state.is_at_end));
+    }
+}
+
+fn stalled(name: &str) -> SinkError {
+    SinkError::Write(format!("{name}: nothing moved for {} s; the disk or the encoder hangs", STALL_LIMIT.as_secs()))
+}
+
+/// Time of a frame in the output.
+#[derive(Debug, Default)]
+struct Timing {
+    /// PTS of the first frame.
+    first: Option<Duration>,
+    /// Time of the previous frame in the output.
+    last: Option<Duration>,
+    /// Distance of frames, if the rate is constant.
+    step: Option<Duration>,
+}
+
+impl Timing {
+    /// The frame's PTS, shifted so that the first one is 0, and above the previous one: muxers refuse to go back.
+    fn shift(&mut self, stamps: &Stamps) -> Duration {
+        let step = stamps.duration.or(self.step).unwrap_or(DEFAULT_STEP);
+        let shifted = match (stamps.pts, self.last) {
+            (Some(pts), None) => {
+                self.first = Some(pts);
+                Duration::ZERO
+            }
+            (Some(pts), Some(last)) => pts.saturating_sub(*self.first.get_or_insert_with(|| pts.saturating_sub(last + step))),
+            (None, last) => last.map_or(Duration::ZERO, |last| last + step),
+        };
+        let time = match self.last {
+            Some(last) if shifted <= last => last + step.min(Duration::from_millis(1)),
+            _ => shifted,
+        };
+        self.last = Some(time);
+        time
+    }
+}
+
+/// Buffers of one format and size.
+struct Pool {
+    pool: gst::BufferPool,
+    caps: gst::Caps,
+    info: gst_video::VideoInfo,
+    format: PixelFormat,
+    size: (usize, usize),
+    color: ColorInfo,
+}
+
+impl Pool {
+    fn new(picture: &PictureRef<'_>, pads_to_even: bool, frame_rate: Option<(u32, u32)>) -> Result<Self, String> {
+        let size = (picture.width, picture.height);
+        let buffer_size = if pads_to_even { encoded_size(size) } else { size };
+        let side = |side: usize| u32::try_from(side).map_err(|error| error.to_string());
+        let colorimetry = match picture.format {
+            PixelFormat::Gray8 => Some(GREY),
+            format => format.is_yuv().then_some(picture.color),
+        };
+        let colorimetry = colorimetry.map(caps::colorimetry);
+        let info = gst_video::VideoInfo::builder(video_format(picture.format), side(buffer_size.0)?, side(buffer_size.1)?)
+            .fps(fraction(frame_rate))
+            .colorimetry_if_some(colorimetry.as_ref())
+            .build()
+            .map_err(|error| error.to_string())?;
+        let caps = info.to_caps().map_err(|error| error.to_string())?;
+        let pool: gst::BufferPool = gst_video::VideoBufferPool::new().upcast();
+        let mut config = pool.config();
+        let n_bytes = u32::try_from(info.size()).map_err(|_| "the picture is too large".to_owned())?;
+        config.set_params(Some(&caps), n_bytes, 1, POOL_BUFFERS);
+        pool.set_config(config).and_then(|()| pool.set_active(true)).map_err(|error| error.to_string())?;
+        Ok(Self { pool, caps, info, format: picture.format, size, color: picture.color })
+    }
+
+    fn fits(&self, picture: &PictureRef<'_>) -> bool {
+        self.format == picture.format && self.size == (picture.width, picture.height) && self.color == picture.color
+    }
+
+    /// Copies the picture into the buffer, lets `draw` draw on it, and fills the margin that makes its sides even.
+    fn paint(&self, buffer: &mut gst::BufferRef, picture: &PictureRef<'_>, draw: &mut Draw<'_>) -> Result<(), String> {
+        let mut mapped = gst_video::VideoFrameRef::from_buffer_ref_writable(buffer, &self.info)
+            .map_err(|_| "a buffer of the pool cannot be mapped".to_owned())?;
+        let (width, height) = self.size;
+        let strides =
+            [0, 1, 2].map(|idx| mapped.plane_stride().get(idx).map_or(0, |&stride| usize::try_from(stride).unwrap_or(0)));
+        let [luma, second, third, _] = mapped.planes_data_mut();
+        let plane = |data, stride_bytes| PlaneMut { data, stride_bytes };
+        let planes = [plane(luma, strides[0]), plane(second, strides[1]), plane(third, strides[2])];
+        let mut copy = PictureMut::new(self.format, width, height, self.color, planes).map_err(|error| error.to_string())?;
+        copy.copy_from(picture);
+        draw(&mut copy);
+        extend_to(encoded_size(self.size), &mut copy);
+        Ok(())
+    }
+}
+
+impl Drop for Pool {
+    fn drop(&mut self) {
+        // Buffers that are still under way keep what they need.
+        let _ = self.pool.set_active(false);
+    }
+}
+
+/// Repeats the last column and row of a picture in the margin up to `size`, where its planes have one: encoders work
+/// on pairs of rows and columns, and a repeated edge costs no bits.
+fn extend_to(size: (usize, usize), picture: &mut PictureMut<'_>) {
+    let (format, width, height) = (picture.format, picture.width, picture.height);
+    for plane_idx in 0..format.n_planes() {
+        let (Some(old), Some(new)) = (format.plane_size(plane_idx, width, height), format.plane_size(plane_idx, size.0, size.1))
+        else {
+            continue;
+        };
+        let plane = picture.plane_mut(plane_idx);
+        let stride = plane.stride_bytes;
+        if new.row_bytes > stride || plane.data.len() < stride * (new.rows - 1) + new.row_bytes {
+            continue;
+        }
+        let unit_bytes = match (format, plane_idx) {
+            (PixelFormat::Rgb, _) => 3,
+            (PixelFormat::Rgba | PixelFormat::Bgrx | PixelFormat::Yuy2, _) => 4,
+            (PixelFormat::Nv12, 1) => 2,
+            _ => 1,
+        };
+        for row in plane.data.chunks_mut(stride).take(old.rows) {
+            if format == PixelFormat::Yuy2 && width % 2 == 1 {
+                // Y0 Cb Y1 Cr: the pair is there already, its second luma is not.
+                row[old.row_bytes - 2] = row[old.row_bytes - 4];
+            }
+            for at in old.row_bytes..new.row_bytes {
+                row[at] = row[at - unit_bytes];
+            }
+        }
+        for row in old.rows..new.rows {
+            plane.data.copy_within((row - 1) * stride..(row - 1) * stride + new.row_bytes, row * stride);
+        }
+    }
+}
+
+/// Sides as encoders of 4:2:0 and the MP4 muxer take them: even, and not below [`MIN_SIDE`].
+fn encoded_size((width, height): (usize, usize)) -> (usize, usize) {
+    (width.next_multiple_of(2).max(MIN_SIDE), height.next_multiple_of(2).max(MIN_SIDE))
+}
+
+/// Shortest side of a picture in an MP4 file.
+const MIN_SIDE: usize = 16;
+
+fn fraction(frame_rate: Option<(u32, u32)>) -> gst::Fraction {
+    let int = |value: u32| i32::try_from(value).unwrap_or(i32::MAX);
+    frame_rate.map_or(gst::Fraction::new(0, 1), |(numerator, denominator)| gst::Fraction::new(int(numerator), int(denominator)))
+}
+
+/// What the encoder gets, from the first frame to the last: a change in mid-stream is scaled into it with borders.
+fn encoded_caps(info: &StreamInfo, (width, height): (usize, usize), recipe: Recipe) -> Result<gst::Caps, String> {
+    let side = |side: usize| i32::try_from(side).map_err(|error| error.to_string());
+    let keeps_nv12 = info.format == PixelFormat::Nv12 && recipe.takes_nv12();
+    let color = match info.format {
+        // videoconvert copies grey into luma as it is: full range.
+        PixelFormat::Gray8 => GREY,
+        format if format.is_yuv() => info.color,
+        _ => {
+            ColorInfo { matrix: caps::default_matrix(u32::try_from(info.height).unwrap_or(u32::MAX)), range: ColorRange::Limited }
+        }
+    };
+    let caps = gst_video::VideoCapsBuilder::new()
+        .format(if keeps_nv12 { gst_video::VideoFormat::Nv12 } else { gst_video::VideoFormat::I420 })
+        .width(side(width)?)
+        .height(side(height)?)
+        .pixel_aspect_ratio(gst::Fraction::new(1, 1))
+        .field("colorimetry", caps::colorimetry(color).to_string());
+    Ok(caps.build())
+}
+
+/// Elements that show pictures, best first. autovideosink is not among them: it tries whatever is installed, and some
+/// of that crashes on a machine without a screen.
+const SCREENS: [&str; 7] = ["waylandsink", "xvimagesink", "glimagesink", "ximagesink", "nv3dsink", "nvdrmvideosink", "kmssink"];
+
+/// The first element that finds a screen.
+fn screen() -> Result<gst::Element, String> {
+    for name in SCREENS.into_iter().filter(|name| elements::is_installed(name)) {
+        let screen = elements::make(name)?;
+        let is_there = screen.set_state(gst::State::Ready).is_ok();
+        // What comes back from READY is of no interest; the pipeline starts it anew.
+        let _ = screen.set_state(gst::State::Null);
+        if is_there {
+            return Ok(screen);
+        }
+    }
+    Err("no screen is there (neither Wayland nor X11 nor a free console); run it within a desktop session, or write a file with \
+         --sink out.mp4"
+        .into())
+}
+
+/// Makes an empty file, so that a folder that cannot be written and a full disk show before the first frame.
+fn create(path: &Path) -> Result<(), SinkError> {
+    let Err(error) = std::fs::File::create(path) else { return Ok(()) };
+    let path = path.display();
+    Err(match error.kind() {
+        ErrorKind::StorageFull => SinkError::Write(format!("{path}: the disk is full ({error}); make room or write elsewhere")),
+        _ => SinkError::Request(format!("{path}: the file cannot be written ({error}); check folder and permissions")),
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::frame::FrameId;
+
+    #[test]
+    fn times_start_at_zero_and_rise() {
+        let ms = Duration::from_millis;
+        let run = |step: Option<u64>, pts: &[Option<u64>]| -> Vec<u128> {
+            let mut timing = Timing { step: step.map(ms), ..Timing::default() };
+            let stamps = |pts: &Option<u64>| Stamps { id: FrameId(0), pts: pts.map(ms), ..Stamps::default() };
+            pts.iter().map(|pts| timing.shift(&stamps(pts)).as_millis()).collect()
+        };
+        assert_eq!(run(Some(40), &[Some(1000), Some(1040), Some(1200)]), [0, 40, 200]);
+        assert_eq!(run(Some(40), &[None, None, None]), [0, 40, 80]);
+        assert_eq!(run(Some(40), &[Some(5), None, Some(85)]), [0, 40, 80]);
+        assert_eq!(run(Some(40), &[Some(5), Some(5), Some(3), Some(45)]), [0, 1, 2, 40]);
+        assert_eq!(run(Some(40), &[None, Some(700), Some(740)]), [0, 40, 80]);
+    }
+
+    #[test]
+    fn margins_repeat_the_edge() {
+        for (format, (width, height), margin) in PixelFormat::ALL
+            .into_iter()
+            .flat_map(|format| [(format, (3, 3), (4, 4)), (format, (1, 1), (16, 16)), (format, (7, 2), (16, 4))])
+        {
+            let mut planes = [0, 1, 2].map(|idx| {
+                let size = format.plane_size(idx, margin.0, margin.1);
+                size.map(|size| vec![0_u8; size.row_bytes * size.rows]).unwrap_or_default()
+            });
+            let strides = [0, 1, 2].map(|idx| format.plane_size(idx, margin.0, margin.1).map_or(0, |size| size.row_bytes));
+            let [a, b, c] = &mut planes;
+            let plane = |data, stride_bytes| PlaneMut { data, stride_bytes };
+            let planes_mut = [plane(a, strides[0]), plane(b, strides[1]), plane(c, strides[2])];
+            let mut picture = PictureMut::new(format, width, height, ColorInfo::default(), planes_mut).unwrap();
+            // The picture is one colour throughout; the margin must be so too.
+            for (idx, stride) in strides.into_iter().enumerate().take(format.n_planes()) {
+                let size = format.plane_size(idx, width, height).unwrap();
+                for row in picture.plane_mut(idx).data.chunks_mut(stride).take(size.rows) {
+                    let n_written = if format == PixelFormat::Yuy2 { size.row_bytes - 2 } else { size.row_bytes };
+                    row[..n_written].fill(7);
+                    if format == PixelFormat::Yuy2 {
+                        row[size.row_bytes - 1] = 7;
+                    }
+                }
+            }
+            extend_to(margin, &mut picture);
+            for (idx, plane) in planes.iter().enumerate() {
+                assert!(plane.iter().all(|&byte| byte == 7), "{format} {width}x{height} plane {idx}: {plane:?}");
+            }
+        }
+    }
+}

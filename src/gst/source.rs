@@ -1,0 +1,601 @@
+//! Sources that GStreamer decodes: files, network streams, cameras, the test picture, pipeline texts.
+//!
+//! Every source is `head → [memory] → videoconvert → appsink`. The tap sits where the decoder's frames come out, before
+//! anything converts them; `videoconvert` passes accepted formats through untouched. Nothing behind the decoder may
+//! drop: appsink without drop and qos, no leaky queue, no videorate.
+
+use super::caps::{self, Layout};
+use super::elements;
+use super::fault::{Report, Scrubber, source_error};
+use super::intake::{Intake, MEMORY_REMEDY};
+use super::shut_down;
+use crate::pipeline::ports::{FrameSource, Inlet, SourceError, StreamInfo};
+use crate::pipeline::spec::{CameraMode, RtspTransport, SourceKind, SourceSpec};
+use gstreamer as gst;
+use gstreamer::glib;
+use gstreamer::prelude::*;
+use gstreamer_app as gst_app;
+use gstreamer_video as gst_video;
+use std::path::Path;
+use std::sync::Arc;
+use std::thread::JoinHandle;
+use std::time::Duration;
+
+/// Frames that wait in the appsink; its callback takes them at once.
+const MAX_BUFFERS: u32 = 2;
+
+/// Buffers that we hold beyond what the decoder needs for itself: the queue's and those at work.
+const HELD_BUFFERS: u32 = 4;
+
+/// How often the bus thread looks whether it should end.
+const TICK: Duration = Duration::from_millis(100);
+
+/// Ticks without a new frame after an error until the stream counts as over: what was decoded before it still comes.
+const TICKS_AFTER_ERROR: u32 = 10;
+
+/// Ticks that an error waits for the first caps: a stream may break right behind its first frames.
+const TICKS_BEFORE_CAPS: u32 = 3;
+
+/// How long a driver may take to stop.
+const STOP_LIMIT: Duration = Duration::from_secs(5);
+
+/// A source behind a GStreamer pipeline.
+pub(super) struct PipelineSource {
+    spec: SourceSpec,
+    running: Option<Running>,
+}
+
+/// A pipeline under way.
+struct Running {
+    pipeline: gst::Pipeline,
+    intake: Arc<Intake>,
+    watcher: JoinHandle<()>,
+}
+
+impl PipelineSource {
+    /// Checks what can be checked without opening anything.
+    pub(super) fn open(spec: &SourceSpec) -> Result<Self, SourceError> {
+        match &spec.kind {
+            SourceKind::File(path) => check_file(path)?,
+            SourceKind::V4l2 { device, .. } => check_device(device)?,
+            _ => {}
+        }
+        Ok(Self { spec: spec.clone(), running: None })
+    }
+
+    fn info(&self, pipeline: &gst::Pipeline, layout: &Layout) -> StreamInfo {
+        let mut latency = gst::query::Latency::new();
+        let is_live = self.spec.is_live() || pipeline.query(&mut latency) && latency.result().0;
+        let duration = pipeline.query_duration::<gst::ClockTime>().filter(|_| !is_live).map(Duration::from);
+        let (width, height) = layout.size;
+        StreamInfo {
+            format: layout.format,
+            width,
+            height,
+            color: layout.color,
+            frame_rate: layout.frame_rate,
+            duration: duration.or_else(|| self.test_duration()),
+            is_live,
+        }
+    }
+
+    /// `videotestsrc` does not tell how long it will be.
+    fn test_duration(&self) -> Option<Duration> {
+        let SourceKind::Test { frame_rate, n_frames: Some(n_frames), .. } = &self.spec.kind else { return None };
+        let nanos = n_frames.checked_mul(1_000_000_000)?.checked_mul(frame_rate.denominator.into())?;
+        Some(Duration::from_nanos(nanos / u64::from(frame_rate.numerator)))
+    }
+}
+
+impl FrameSource for PipelineSource {
+    fn start(&mut self, inlet: Arc<dyn Inlet>) -> Result<StreamInfo, SourceError> {
+        self.stop();
+        let intake = Arc::new(Intake::new(inlet, self.spec.sync));
+        let scrubber = Scrubber::new(&self.spec);
+        let pipeline = build(&self.spec, &scrubber, &intake)?;
+        let watch = Watch {
+            spec: self.spec.clone(),
+            scrubber,
+            pipeline: pipeline.clone(),
+            intake: Arc::clone(&intake),
+            missing: Vec::new(),
+        };
+        let watcher = std::thread::Builder::new().name("source-bus".into()).spawn(move || watch.run());
+        let watcher = watcher.map_err(|error| SourceError::Stream(format!("{}: no thread ({error})", self.spec)))?;
+        self.running = Some(Running { pipeline: pipeline.clone(), intake: Arc::clone(&intake), watcher });
+        match intake.wait_for_layout(self.spec.timeout) {
+            Some(Ok(layout)) => Ok(self.info(&pipeline, &layout)),
+            Some(Err(error)) => {
+                self.stop();
+                Err(error)
+            }
+            None => {
+                self.stop();
+                Err(SourceError::Stream(format!(
+                    "{}: no frame within {} s; {}",
+                    self.spec,
+                    self.spec.timeout.as_secs_f32(),
+                    timeout_remedy(&self.spec.kind)
+                )))
+            }
+        }
+    }
+
+    fn stop(&mut self) {
+        let Some(running) = self.running.take() else { return };
+        running.intake.close();
+        if shut_down(&running.pipeline, STOP_LIMIT) {
+            running.intake.settle();
+        } else {
+            tracing::warn!(source = %self.spec, "the source did not stop in time and is left behind");
+        }
+        if running.watcher.join().is_err() {
+            tracing::error!(source = %self.spec, "the thread that watches the source panicked");
+        }
+    }
+
+    fn name(&self) -> String {
+        self.spec.to_string()
+    }
+}
+
+impl Drop for PipelineSource {
+    fn drop(&mut self) {
+        self.stop();
+    }
+}
+
+const fn timeout_remedy(kind: &SourceKind) -> &'static str {
+    match kind {
+        SourceKind::Url(_) => "check that the device sends, that host and port are right, or allow more time with `timeout_s`",
+        SourceKind::V4l2 { .. } | SourceKind::Libcamera { .. } | SourceKind::Csi { .. } => {
+            "check that the camera is connected and not used by another program"
+        }
+        SourceKind::Launch(_) => "check the pipeline text: it must end in raw video",
+        _ => "the file may be damaged",
+    }
+}
+
+fn check_file(path: &Path) -> Result<(), SourceError> {
+    let shown = path.display();
+    let metadata = std::fs::File::open(path).and_then(|file| file.metadata());
+    match metadata {
+        Err(error) => Err(SourceError::Request(format!("{shown}: cannot be opened ({error}); check path and permissions"))),
+        Ok(metadata) if metadata.is_file() && metadata.len() == 0 => {
+            Err(SourceError::Request(format!("{shown}: the file is empty; record or copy it again")))
+        }
+        Ok(_) => Ok(()),
+    }
+}
+
+fn check_device(device: &Path) -> Result<(), SourceError> {
+    let shown = device.display();
+    let Err(error) = std::fs::metadata(device) else { return Ok(()) };
+    let is_camera = |name: &String| name.starts_with("video");
+    let entries = std::fs::read_dir("/dev").into_iter().flatten().flatten();
+    let mut cameras: Vec<String> =
+        entries.map(|entry| entry.file_name().to_string_lossy().into_owned()).filter(is_camera).collect();
+    cameras.sort();
+    let found = match cameras.as_slice() {
+        [] => "this machine shows no camera at all (no /dev/video*): check the cable".to_owned(),
+        cameras => format!("cameras here: /dev/{}", cameras.join(", /dev/")),
+    };
+    Err(SourceError::Request(format!("{shown}: there is no such camera ({error}); {found}")))
+}
+
+/// Builds the pipeline of a source, with tap and callbacks.
+fn build(spec: &SourceSpec, scrubber: &Scrubber, intake: &Arc<Intake>) -> Result<gst::Pipeline, SourceError> {
+    let request = |text: String| SourceError::Request(format!("{spec}: {}", scrubber.scrub(&text)));
+    let convert = elements::make("videoconvert").map_err(request)?;
+    let sink = appsink(intake, spec.sync);
+    if let SourceKind::Launch(text) = &spec.kind {
+        return launch(text, &convert, &sink, intake).map_err(request);
+    }
+    let pipeline = gst::Pipeline::new();
+    let tail = [&convert, sink.upcast_ref()];
+    match &spec.kind {
+        SourceKind::File(path) => {
+            let absolute = std::path::absolute(path).map_err(|error| request(error.to_string()))?;
+            let uri = glib::filename_to_uri(&absolute, None).map_err(|error| request(error.to_string()))?;
+            let decoder = uri_decoder(&uri, spec).map_err(request)?;
+            assemble(&pipeline, &[&decoder], &tail).map_err(request)?;
+            link_when_decoded(&decoder, &convert, intake);
+        }
+        SourceKind::Url(url) => {
+            let decoder = uri_decoder(&url.without_credentials(), spec).map_err(request)?;
+            assemble(&pipeline, &[&decoder], &tail).map_err(request)?;
+            link_when_decoded(&decoder, &convert, intake);
+        }
+        SourceKind::V4l2 { device, mode } => {
+            let camera = elements::make("v4l2src").map_err(request)?;
+            camera.set_property("device", device.display().to_string());
+            let filter = capsfilter(&camera_caps(*mode, true)).map_err(request)?;
+            // Raw video passes decodebin as it is; MJPEG and H.264 cameras get their decoder.
+            let decoder = elements::make("decodebin").map_err(request)?;
+            assemble(&pipeline, &[&camera, &filter, &decoder], &tail).map_err(request)?;
+            gst::Element::link_many([&camera, &filter, &decoder]).map_err(|error| request(error.to_string()))?;
+            link_when_decoded(&decoder, &convert, intake);
+        }
+        SourceKind::Libcamera { camera: name, mode } => {
+            let camera = elements::make("libcamerasrc").map_err(request)?;
+            if let Some(name) = name {
+                camera.set_property("camera-name", name);
+            }
+            let filter = capsfilter(&camera_caps(*mode, false)).map_err(request)?;
+            link_static(&pipeline, &[&camera, &filter], &tail, intake).map_err(request)?;
+        }
+        SourceKind::Csi { sensor_id, mode } => {
+            let camera = elements::make("nvarguscamerasrc").map_err(request)?;
+            camera.set_property("sensor-id", i32::try_from(*sensor_id).unwrap_or(i32::MAX));
+            let nvmm = gst_video::VideoCapsBuilder::new().features(["memory:NVMM"]).format(gst_video::VideoFormat::Nv12);
+            let filter = capsfilter(&with_mode(nvmm.build(), *mode)).map_err(request)?;
+            let to_memory = elements::make("nvvidconv").map_err(request)?;
+            let nv12 = capsfilter(&nv12_caps()).map_err(request)?;
+            let tail = [&to_memory, &nv12, &convert, sink.upcast_ref()];
+            link_static(&pipeline, &[&camera, &filter], &tail, intake).map_err(request)?;
+        }
+        SourceKind::Test { pattern, width, height, frame_rate, n_frames } => {
+            let test = elements::make("videotestsrc").map_err(request)?;
+            set_pattern(&test, pattern).map_err(request)?;
+            if let Some(n_frames) = n_frames {
+                test.set_property("num-buffers", i32::try_from(*n_frames).unwrap_or(i32::MAX));
+            }
+            let mode = CameraMode { width: Some(*width), height: Some(*height), frame_rate: Some(*frame_rate) };
+            let filter = capsfilter(&with_mode(nv12_caps(), mode)).map_err(request)?;
+            link_static(&pipeline, &[&test, &filter], &tail, intake).map_err(request)?;
+        }
+        SourceKind::Launch(_) | SourceKind::Images { .. } => return Err(request("not a source of this kind".into())),
+    }
+    Ok(pipeline)
+}
+
+/// The end of every pipeline. With `sync`, frames leave it at the pace of their PTS.
+fn appsink(intake: &Arc<Intake>, sync: bool) -> gst_app::AppSink {
+    let sink = gst_app::AppSink::builder()
+        .caps(&caps::accepted())
+        .max_buffers(MAX_BUFFERS)
+        .drop(false)
+        .sync(sync)
+        .qos(false)
+        .enable_last_sample(false)
+        .build();
+    let callback_intake = Arc::clone(intake);
+    let on_sample = move |sink: &gst_app::AppSink| {
+        let sample = sink.pull_sample().map_err(|_| gst::FlowError::Eos)?;
+        let flow = callback_intake.on_sample(&sample);
+        if flow == Err(gst::FlowError::NotSupported) {
+            gst::element_error!(sink, gst::StreamError::Format, ["the memory of the frames cannot be mapped; {}", MEMORY_REMEDY]);
+        }
+        flow
+    };
+    sink.set_callbacks(gst_app::AppSinkCallbacks::builder().new_sample(on_sample).build());
+    if let Some(pad) = sink.static_pad("sink") {
+        let intake = Arc::clone(intake);
+        pad.add_probe(gst::PadProbeType::EVENT_DOWNSTREAM, move |_, info| {
+            if let Some(gst::EventView::Caps(caps)) = info.event().map(|event| event.view()) {
+                intake.on_caps(caps.caps());
+            }
+            gst::PadProbeReturn::Ok
+        });
+        pad.add_probe(gst::PadProbeType::QUERY_DOWNSTREAM, answer_allocation);
+    }
+    sink
+}
+
+/// Tells the decoder that we read its strides (else it would copy each frame into packed rows) and that we hold a few
+/// of its buffers.
+fn answer_allocation(_: &gst::Pad, info: &mut gst::PadProbeInfo<'_>) -> gst::PadProbeReturn {
+    let Some(query) = info.query_mut() else { return gst::PadProbeReturn::Ok };
+    let gst::QueryViewMut::Allocation(allocation) = query.view_mut() else { return gst::PadProbeReturn::Ok };
+    let size = allocation.get().0.and_then(|caps| gst_video::VideoInfo::from_caps(caps).ok()).map(|info| info.size());
+    allocation.add_allocation_meta::<gst_video::VideoMeta>(None);
+    if let Some(size) = size.and_then(|size| u32::try_from(size).ok()) {
+        allocation.add_allocation_pool(gst::BufferPool::NONE, size, HELD_BUFFERS, 0);
+    }
+    gst::PadProbeReturn::Handled
+}
+
+/// Decodes whatever a URI names; only video is decoded.
+fn uri_decoder(uri: &str, spec: &SourceSpec) -> Result<gst::Element, String> {
+    let decoder = elements::make("uridecodebin")?;
+    decoder.set_property("uri", uri);
+    decoder.set_property("caps", gst::Caps::builder("video/x-raw").any_features().build());
+    decoder.set_property("expose-all-streams", false);
+    let spec = spec.clone();
+    decoder.connect("source-setup", false, move |values| {
+        if let Some(source) = values.get(1).and_then(|value| value.get::<gst::Element>().ok()) {
+            set_up_source(&source, &spec);
+        }
+        None
+    });
+    Ok(decoder)
+}
+
+/// Credentials, latency and limits of a network source; its properties differ by protocol.
+fn set_up_source(source: &gst::Element, spec: &SourceSpec) {
+    let has = |name: &str| source.find_property(name).is_some();
+    if let SourceKind::Url(url) = &spec.kind
+        && let Some((user, password)) = url.plain_credentials()
+        && has("user-id")
+        && has("user-pw")
+    {
+        source.set_property("user-id", user);
+        source.set_property("user-pw", password);
+    }
+    let is_rtsp = source.factory().is_some_and(|factory| factory.name() == "rtspsrc");
+    if is_rtsp {
+        source.set_property("latency", u32::try_from(spec.latency.as_millis()).unwrap_or(u32::MAX));
+        source.set_property("tcp-timeout", u64::try_from(spec.timeout.as_micros()).unwrap_or(u64::MAX));
+        let transport = match spec.rtsp_transport {
+            RtspTransport::Tcp => "tcp",
+            RtspTransport::Udp => "udp",
+        };
+        source.set_property_from_str("protocols", transport);
+    }
+}
+
+fn capsfilter(caps: &gst::Caps) -> Result<gst::Element, String> {
+    let filter = elements::make("capsfilter")?;
+    filter.set_property("caps", caps);
+    Ok(filter)
+}
+
+fn nv12_caps() -> gst::Caps {
+    gst_video::VideoCapsBuilder::new().format(gst_video::VideoFormat::Nv12).build()
+}
+
+/// `caps` with the size and rate that were asked for.
+fn with_mode(mut caps: gst::Caps, mode: CameraMode) -> gst::Caps {
+    let int = |value: u32| i32::try_from(value).unwrap_or(i32::MAX);
+    for structure in caps.make_mut().iter_mut() {
+        if let Some(width) = mode.width {
+            structure.set("width", int(width));
+        }
+        if let Some(height) = mode.height {
+            structure.set("height", int(height));
+        }
+        if let Some(rate) = mode.frame_rate {
+            structure.set("framerate", gst::Fraction::new(int(rate.numerator), int(rate.denominator)));
+        }
+    }
+    caps
+}
+
+/// What is asked of a camera, best first: formats that need no conversion, then what has to be decoded.
+fn camera_caps(mode: CameraMode, encoded_too: bool) -> gst::Caps {
+    let mut wanted = caps::accepted();
+    let all = wanted.make_mut();
+    if encoded_too {
+        all.append(gst::Caps::new_empty_simple("image/jpeg"));
+        all.append(gst::Caps::new_empty_simple("video/x-h264"));
+    }
+    all.append(gst::Caps::new_empty_simple("video/x-raw"));
+    with_mode(wanted, mode)
+}
+
+fn set_pattern(test: &gst::Element, pattern: &str) -> Result<(), String> {
+    let class = test.find_property("pattern").and_then(|property| glib::EnumClass::with_type(property.value_type()));
+    let Some(class) = class else { return Err("videotestsrc has no patterns".into()) };
+    if class.value_by_nick(pattern).is_none() {
+        let known: Vec<&str> = class.values().iter().map(glib::EnumValue::nick).collect();
+        return Err(format!("`{pattern}` is no test pattern; there are {}", known.join(", ")));
+    }
+    test.set_property_from_str("pattern", pattern);
+    Ok(())
+}
+
+/// Adds all elements, links those of the tail.
+fn assemble(pipeline: &gst::Pipeline, head: &[&gst::Element], tail: &[&gst::Element]) -> Result<(), String> {
+    pipeline.add_many(head.iter().chain(tail)).map_err(|error| error.to_string())?;
+    gst::Element::link_many(tail).map_err(|error| error.to_string())
+}
+
+/// Adds and links head and tail; the tap sits where the head ends.
+fn link_static(
+    pipeline: &gst::Pipeline,
+    head: &[&gst::Element],
+    tail: &[&gst::Element],
+    intake: &Arc<Intake>,
+) -> Result<(), String> {
+    assemble(pipeline, head, tail)?;
+    let to_tail = head.iter().chain(tail.first()).copied();
+    gst::Element::link_many(to_tail).map_err(|error| error.to_string())?;
+    let pad = head.last().and_then(|last| last.static_pad("src")).ok_or("the source has no output")?;
+    intake.tap(&pad);
+    Ok(())
+}
+
+/// Links the first video that `decoder` exposes to `convert`, through what brings its memory into reach.
+fn link_when_decoded(decoder: &gst::Element, convert: &gst::Element, intake: &Arc<Intake>) {
+    let convert_added = convert.downgrade();
+    let intake = Arc::clone(intake);
+    decoder.connect_pad_added(move |decoder, pad| {
+        let Some(convert) = convert_added.upgrade() else { return };
+        let caps = pad.current_caps().unwrap_or_else(|| pad.query_caps(None));
+        let is_video = caps.structure(0).is_some_and(|structure| structure.name() == "video/x-raw");
+        let is_taken = convert.static_pad("sink").is_none_or(|pad| pad.is_linked());
+        if !is_video || is_taken {
+            return;
+        }
+        intake.tap(pad);
+        if let Err(text) = link_memory(decoder, pad, &caps, &convert) {
+            gst::element_error!(decoder, gst::StreamError::Format, ["{}", text]);
+        }
+    });
+    let convert = convert.downgrade();
+    decoder.connect_no_more_pads(move |decoder| {
+        let Some(convert) = convert.upgrade() else { return };
+        if convert.static_pad("sink").is_some_and(|pad| !pad.is_linked()) {
+            gst::element_error!(decoder, gst::StreamError::WrongType, ["it holds no video"]);
+        }
+    });
+}
+
+/// Elements that bring frames into system memory, by caps feature.
+const TO_SYSTEM_MEMORY: [(&str, &[&str]); 5] = [
+    ("memory:NVMM", &["nvvidconv", "nvvideoconvert"]),
+    ("memory:VAMemory", &["vapostproc"]),
+    ("memory:VASurface", &["vaapipostproc"]),
+    ("memory:GLMemory", &["gldownload"]),
+    ("memory:CUDAMemory", &["cudadownload"]),
+];
+
+fn link_memory(decoder: &gst::Element, pad: &gst::Pad, caps: &gst::Caps, convert: &gst::Element) -> Result<(), String> {
+    let to = |element: &gst::Element| element.static_pad("sink").ok_or("no pad");
+    let features = caps.features(0).filter(|features| !features.is_any());
+    let foreign = features.and_then(|features| features.iter().find(|feature| feature.starts_with("memory:")));
+    let Some(foreign) = foreign.filter(|feature| *feature != "memory:SystemMemory") else {
+        pad.link(&to(convert)?).map_err(|error| error.to_string())?;
+        return Ok(());
+    };
+    let known = TO_SYSTEM_MEMORY.iter().find(|(feature, _)| *feature == foreign).map_or(&[][..], |(_, elements)| elements);
+    let Some(download) = known.iter().find(|name| elements::is_installed(name)) else {
+        return Err(format!("frames come in {foreign}, which the processor cannot read; {MEMORY_REMEDY}"));
+    };
+    let download = elements::make(download)?;
+    let bin = decoder.parent().and_downcast::<gst::Bin>().ok_or("no pipeline")?;
+    bin.add(&download).map_err(|error| error.to_string())?;
+    download.link(convert).map_err(|error| error.to_string())?;
+    download.sync_state_with_parent().map_err(|error| error.to_string())?;
+    pad.link(&to(&download)?).map_err(|error| error.to_string())?;
+    Ok(())
+}
+
+/// A pipeline text with our end behind it. Its last element is what counts as the decoder.
+fn launch(text: &str, convert: &gst::Element, sink: &gst_app::AppSink, intake: &Arc<Intake>) -> Result<gst::Pipeline, String> {
+    const NAME: &str = "fovea-end";
+    // A text copied from elsewhere may end in an appsink of its own.
+    let text = match text.rsplit_once('!') {
+        Some((before, last)) if last.trim_start().starts_with("appsink") => before,
+        _ => text,
+    };
+    let whole = format!("{text} ! identity silent=true name={NAME}");
+    let mut context = gst::ParseContext::new();
+    let parsed = gst::parse::launch_full(&whole, Some(&mut context), gst::ParseFlags::FATAL_ERRORS).map_err(|error| {
+        let missing = context.missing_elements().iter().map(ToString::to_string).collect::<Vec<_>>().join(", ");
+        match missing.as_str() {
+            "" => format!("the pipeline text is wrong ({}); `gst-launch-1.0 TEXT ! fakesink` must accept it", error.message()),
+            missing => format!("the pipeline text names elements that are not installed: {missing}; `gst-inspect-1.0` lists all"),
+        }
+    })?;
+    let pipeline = parsed.downcast::<gst::Pipeline>().map_err(|_| "the pipeline text makes no pipeline")?;
+    let end = pipeline.by_name(NAME).ok_or("the pipeline text has no end")?;
+    pipeline.add_many([convert, sink.upcast_ref()]).map_err(|error| error.to_string())?;
+    gst::Element::link_many([&end, convert, sink.upcast_ref()]).map_err(|error| error.to_string())?;
+    let pad = end.static_pad("src").ok_or("no pad")?;
+    refuse_foreign_memory(&pad);
+    intake.tap(&pad);
+    Ok(pipeline)
+}
+
+/// Posts an error when frames in memory that the processor cannot read come by.
+fn refuse_foreign_memory(pad: &gst::Pad) {
+    pad.add_probe(gst::PadProbeType::EVENT_DOWNSTREAM, |pad, info| {
+        let Some(gst::EventView::Caps(caps)) = info.event().map(|event| event.view()) else { return gst::PadProbeReturn::Ok };
+        let features = caps.caps().features(0);
+        let foreign = features.and_then(|features| {
+            features.iter().find(|feature| feature.starts_with("memory:") && *feature != "memory:SystemMemory")
+        });
+        if let (Some(foreign), Some(element)) = (foreign, pad.parent_element()) {
+            gst::element_error!(
+                element,
+                gst::StreamError::Format,
+                ["frames come in {}, which the processor cannot read; {}", foreign, MEMORY_REMEDY]
+            );
+        }
+        gst::PadProbeReturn::Ok
+    });
+}
+
+/// The thread that starts a pipeline and listens to its bus until the stream is over.
+struct Watch {
+    spec: SourceSpec,
+    scrubber: Scrubber,
+    pipeline: gst::Pipeline,
+    intake: Arc<Intake>,
+    missing: Vec<(String, String)>,
+}
+
+impl Watch {
+    fn run(mut self) {
+        let Some(bus) = self.pipeline.bus() else { return };
+        let is_refused = self.pipeline.set_state(gst::State::Playing).is_err();
+        let mut failure: Option<SourceError> = None;
+        let (mut ticks, mut seen) = (0, 0);
+        while !self.intake.is_closing() {
+            if let Some(message) = bus.timed_pop(gst::ClockTime::from_mseconds(TICK.as_millis().try_into().unwrap_or(100))) {
+                match message.view() {
+                    gst::MessageView::Error(error) => {
+                        let error = self.diagnose(error);
+                        tracing::debug!(source = %self.spec, %error, "GStreamer error");
+                        failure.get_or_insert(error);
+                    }
+                    gst::MessageView::Eos(_) => return self.end(failure),
+                    gst::MessageView::Element(element) => self.note_missing(element),
+                    gst::MessageView::Warning(warning) => {
+                        let text = self.scrubber.scrub(&warning.error().to_string());
+                        tracing::info!(source = %self.spec, text, "GStreamer warning");
+                    }
+                    // A decoder that appears while the pipeline runs may ask for the latency to be computed anew.
+                    gst::MessageView::Latency(_) => {
+                        let _ = self.pipeline.recalculate_latency();
+                    }
+                    _ => {}
+                }
+                continue;
+            }
+            if failure.is_none() && is_refused {
+                failure = Some(SourceError::Stream(format!("{}: GStreamer refuses to start it and does not say why", self.spec)));
+            }
+            if failure.is_none() {
+                continue;
+            }
+            // Frames that were decoded before the error are still on their way.
+            let (n_captured, is_delivering) = self.intake.progress();
+            ticks = if is_delivering || n_captured != seen { 0 } else { ticks + 1 };
+            seen = n_captured;
+            let patience = if self.intake.has_layout() { TICKS_AFTER_ERROR } else { TICKS_BEFORE_CAPS };
+            if ticks >= patience {
+                return self.end(failure);
+            }
+        }
+    }
+
+    /// Reports the end: to `start`, if it still waits, else to the inlet.
+    fn end(&self, failure: Option<SourceError>) {
+        if !self.intake.has_layout() {
+            let nothing =
+                || SourceError::Stream(format!("{}: it ended before its first frame; check that it is whole", self.spec));
+            return self.intake.fail(failure.unwrap_or_else(nothing));
+        }
+        if failure.is_none() {
+            self.warn_if_cut_off();
+        }
+        // What broke off after its first frame is a stream that broke, whatever GStreamer calls it.
+        self.intake.finish(failure.map_or(Ok(()), |error| Err(SourceError::Stream(error.to_string()))));
+    }
+
+    /// Some demuxers report the end of a truncated file as an ordinary one.
+    fn warn_if_cut_off(&self) {
+        let stated = self.pipeline.query_duration::<gst::ClockTime>().filter(|_| matches!(self.spec.kind, SourceKind::File(_)));
+        if let (Some(stated), Some(end)) = (stated, self.intake.stream_end())
+            && end.nseconds() < stated.nseconds() / 10 * 9
+        {
+            tracing::warn!(source = %self.spec, %end, %stated, "the video ended early: the file may be truncated");
+        }
+    }
+
+    fn diagnose(&self, error: &gst::message::Error) -> SourceError {
+        let element = error.src().map(|source| source.name().to_string()).unwrap_or_default();
+        let report = Report { error: error.error(), debug: error.debug(), element, missing: &self.missing };
+        source_error(&self.spec, &self.scrubber, &report)
+    }
+
+    /// decodebin says which decoder it has not found in a message of its own, before the error.
+    fn note_missing(&mut self, message: &gst::message::Element) {
+        let Some(structure) = message.structure().filter(|structure| structure.name() == "missing-plugin") else { return };
+        let description = structure.get::<String>("name").unwrap_or_default();
+        let detail = structure.value("detail").map(|detail| format!("{detail:?}")).unwrap_or_default();
+        self.missing.push((description, detail));
+    }
+}

@@ -1,6 +1,7 @@
 //! GStreamer sources and sinks: every frame accounted for, times, sizes and colours kept, faults explained.
 
 #![cfg(feature = "gst")]
+#![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 use fovea::frame::{ColorInfo, ColorMatrix, ColorRange, Frame, FrameId, PictureRef, PixelFormat, PlaneRef, Stamps};
 use fovea::gst::{open_sink, open_source};
@@ -606,7 +607,6 @@ fn sources_that_cannot_be_say_why() {
             let text = error.to_string();
             assert!(matches!(error, SourceError::Request(_)), "{error:?}");
             assert!(text.contains(word) && !text.contains('\n') && text.len() < 700, "{uri}: {text}");
-            println!("{text}");
         }
     });
 }
@@ -630,7 +630,6 @@ fn refused_connections_keep_the_password_secret() {
             assert!(matches!(error, SourceError::Stream(_)), "{text}");
             assert!(text.contains("127.0.0.1") && text.contains("firewall"), "{text}");
             assert!(!["canary", "watcher", "tweety"].iter().any(|secret| text.contains(secret)), "{text}");
-            println!("{error}");
         }
     });
 }
@@ -675,7 +674,6 @@ fn credentials_that_are_refused_are_named() {
         assert!(matches!(error, SourceError::Request(_)), "{error:?}");
         let text = error.to_string();
         assert!(text.contains("password") && !text.contains("canary") && !text.contains("watcher"), "{text}");
-        println!("{text}");
     });
 }
 
@@ -690,7 +688,6 @@ fn sinks_that_cannot_be_say_why() {
             let error = open_sink(&spec).and_then(|mut sink| sink.start(&info)).unwrap_err();
             assert!(matches!(error, SinkError::Request(_)), "{error:?}");
             assert!(error.to_string().contains(path.to_str().unwrap()), "{error}");
-            println!("{error}");
         }
     });
 }
@@ -737,7 +734,6 @@ fn a_full_disk_is_reported() {
             std::os::unix::fs::symlink("/dev/full", &path).unwrap();
             let (error, _) = fill(&path);
             assert!(matches!(error, SinkError::Write(_)) && error.to_string().contains("disk is full"), "{error:?}");
-            println!("{error}");
         }
     });
 }
@@ -749,7 +745,7 @@ fn a_disk_that_fills_up_leaves_a_file_that_plays() {
         let mount =
             std::process::Command::new("mount").args(["-t", "tmpfs", "-o", "size=6m", "fovea-test"]).arg(folder.path()).output();
         if !mount.as_ref().is_ok_and(|output| output.status.success()) {
-            println!("skipped: a file system cannot be mounted here ({mount:?})");
+            eprintln!("skipped: a file system cannot be mounted here ({mount:?})");
             return;
         }
         let outcome = std::panic::catch_unwind(|| {
@@ -779,7 +775,7 @@ fn a_screen_that_is_not_there_is_reported() {
             sink.finish()
         });
         match outcome {
-            Ok(()) => println!("skipped: this machine has a screen"),
+            Ok(()) => eprintln!("skipped: this machine has a screen"),
             Err(error) => assert!(error.to_string().contains("--sink out.mp4"), "{error}"),
         }
     });

@@ -99,6 +99,7 @@ impl FrameSource for PipelineSource {
             pipeline: pipeline.clone(),
             intake: Arc::clone(&intake),
             missing: Vec::new(),
+            is_closed_by_server: false,
         };
         let watcher = std::thread::Builder::new().name("source-bus".into()).spawn(move || watch.run());
         let watcher = watcher.map_err(|error| SourceError::Stream(format!("{}: no thread ({error})", self.spec)))?;
@@ -514,6 +515,7 @@ struct Watch {
     pipeline: gst::Pipeline,
     intake: Arc<Intake>,
     missing: Vec<(String, String)>,
+    is_closed_by_server: bool,
 }
 
 impl Watch {
@@ -530,11 +532,12 @@ impl Watch {
                         tracing::debug!(source = %self.spec, %error, "GStreamer error");
                         failure.get_or_insert(error);
                     }
-                    gst::MessageView::Eos(_) => return self.end(failure),
+                    gst::MessageView::Eos(_) => return self.end(failure.or_else(|| self.lost_connection())),
                     gst::MessageView::Element(element) => self.note_missing(element),
                     gst::MessageView::Warning(warning) => {
                         let text = self.scrubber.scrub(&warning.error().to_string());
                         tracing::info!(source = %self.spec, text, "GStreamer warning");
+                        self.is_closed_by_server |= text.contains("closed the connection");
                     }
                     // A decoder that appears while the pipeline runs may ask for the latency to be computed anew.
                     gst::MessageView::Latency(_) => {
@@ -547,18 +550,33 @@ impl Watch {
             if failure.is_none() && is_refused {
                 failure = Some(SourceError::Stream(format!("{}: GStreamer refuses to start it and does not say why", self.spec)));
             }
-            if failure.is_none() {
-                continue;
-            }
-            // Frames that were decoded before the error are still on their way.
             let (n_captured, is_delivering) = self.intake.progress();
             ticks = if is_delivering || n_captured != seen { 0 } else { ticks + 1 };
             seen = n_captured;
+            if failure.is_none() {
+                failure = self.stalled(ticks);
+                continue;
+            }
+            // Frames that were decoded before the error are still on their way.
             let patience = if self.intake.has_layout() { TICKS_AFTER_ERROR } else { TICKS_BEFORE_CAPS };
             if ticks >= patience {
                 return self.end(failure);
             }
         }
+    }
+
+    /// A live source from which nothing comes any more, and that does not say so: a cable pulled far away.
+    fn stalled(&self, ticks: u32) -> Option<SourceError> {
+        let is_stalled = self.spec.is_live() && self.intake.has_layout() && TICK * ticks > self.spec.timeout;
+        let seconds = self.spec.timeout.as_secs_f32();
+        let remedy = timeout_remedy(&self.spec.kind);
+        is_stalled.then(|| SourceError::Stream(format!("{}: no more frames for {seconds} s; {remedy}", self.spec)))
+    }
+
+    /// rtspsrc reports a connection that the server closed as an ordinary end, after a warning.
+    fn lost_connection(&self) -> Option<SourceError> {
+        let text = "the server closed the connection; check that the device is on and allows one more viewer";
+        self.is_closed_by_server.then(|| SourceError::Stream(format!("{}: {text}", self.spec)))
     }
 
     /// Reports the end: to `start`, if it still waits, else to the inlet.

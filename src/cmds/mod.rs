@@ -5,6 +5,7 @@ mod check;
 mod detect;
 mod eval;
 mod inspect;
+mod media;
 mod run;
 
 use anyhow::Error;

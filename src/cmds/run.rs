@@ -1,13 +1,401 @@
-//! `fovea run`.
+//! `fovea run`: a stream from its source through the network to an annotated video.
 
 use super::Failure;
+use anyhow::anyhow;
+use fovea::pipeline::config::{ConfigError, Draft, PipelineSpec, read_seconds};
+use fovea::pipeline::detections::{DetectionsWriter, Output, probe_writable};
+use fovea::pipeline::detector::{Detector, DetectorOptions};
+use fovea::pipeline::metrics::Stage;
+use fovea::pipeline::ports::FrameSink;
+use fovea::pipeline::report::Report;
+use fovea::pipeline::runner::{self, Annotate, NoSink, Outcome, Progress, RunOptions, StopSignal, Stream};
+use fovea::pipeline::spec::{Pace, SinkSpec, SourceKind, SourceSpec};
+use indicatif::{ProgressBar, ProgressStyle};
+use std::io::{IsTerminal, Write};
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+const EXAMPLES: &str = "\
+Examples:
+  fovea run --source street.mp4 --sink annotated.mp4 --detections boxes.jsonl
+  fovea run pipelines/usb-camera.toml --sink display
+  fovea run --source rtsp://user:password@10.0.0.7/stream1 --detections -
+
+The command line overrides the pipeline file. Paths in a pipeline file are relative to its folder.
+Ctrl-C finalises the video, the detections and the report; a second Ctrl-C leaves at once.";
+
+/// The model that is used when none is named.
+const DEFAULT_MODEL: &str = "models/default";
 
 /// Arguments of `fovea run`.
 #[derive(Debug, clap::Args)]
-pub(crate) struct Args {}
+#[command(after_help = EXAMPLES)]
+pub(crate) struct Args {
+    /// Pipeline file; `pipelines/` holds one for each use.
+    pipeline: Option<PathBuf>,
+    /// Video file, folder of pictures, `rtsp://…`, `http://…`, `v4l2:///dev/video0`, `libcamera://`, `csi://0`, `test://`.
+    #[arg(long, value_name = "URI")]
+    source: Option<String>,
+    /// File ending in .mp4 or .mkv, `display`, or `none`.
+    #[arg(long, value_name = "URI")]
+    sink: Option<String>,
+    #[command(flatten)]
+    model: ModelArgs,
+    /// `max`: every frame, the source waits (default for files); `live`: the newest frame wins (default for cameras).
+    #[arg(long)]
+    pace: Option<PaceArg>,
+    /// Stop after so many frames went through the network.
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..))]
+    max_frames: Option<u64>,
+    /// Stop after so many seconds.
+    #[arg(long, value_name = "N", value_parser = seconds)]
+    seconds: Option<Duration>,
+    /// Write detections as JSON lines, one a frame; `-` is standard output.
+    #[arg(long, value_name = "F.jsonl")]
+    detections: Option<PathBuf>,
+    /// Write the report as JSON; `-` is standard output.
+    #[arg(long, value_name = "F.json")]
+    report: Option<PathBuf>,
+}
+
+/// The model and how it is opened.
+#[derive(Debug, Clone, clap::Args)]
+pub(super) struct ModelArgs {
+    /// Model folder [default: models/default].
+    #[arg(long, value_name = "DIR")]
+    model: Option<PathBuf>,
+    /// Threads of the network; 0: as many as there are processors [default: 0].
+    #[arg(long, value_name = "N")]
+    threads: Option<usize>,
+    /// Score from which objects are shown, for every class [default: the model's own].
+    #[arg(long, value_name = "X", value_parser = score)]
+    score_threshold: Option<f32>,
+    /// Accept a network that runs in float.
+    #[arg(long)]
+    allow_float: bool,
+}
+
+impl ModelArgs {
+    /// Overrides what a pipeline file says.
+    pub(super) fn apply(self, draft: &mut Draft) {
+        let DetectorOptions { threads, score_threshold, allow_float } = draft.detector;
+        draft.detector = DetectorOptions {
+            threads: self.threads.unwrap_or(threads),
+            score_threshold: self.score_threshold.or(score_threshold),
+            allow_float: self.allow_float || allow_float,
+        };
+        draft.model_dir = self.model.or(draft.model_dir.take());
+    }
+}
+
+/// `--pace`.
+#[derive(Debug, Clone, Copy, clap::ValueEnum)]
+pub(super) enum PaceArg {
+    /// Every frame is inferred; the source waits.
+    Max,
+    /// Frames come at their own pace and the newest wins.
+    Live,
+}
+
+impl From<PaceArg> for Pace {
+    fn from(pace: PaceArg) -> Self {
+        match pace {
+            PaceArg::Max => Self::Max,
+            PaceArg::Live => Self::Live,
+        }
+    }
+}
+
+fn score(text: &str) -> Result<f32, String> {
+    let score = text.parse::<f32>().ok().filter(|score| (0.0..=1.0).contains(score));
+    score.ok_or_else(|| "a score is 0 to 1".to_owned())
+}
+
+/// A number of seconds above 0.
+pub(super) fn seconds(text: &str) -> Result<Duration, String> {
+    text.parse().ok().and_then(read_seconds).ok_or_else(|| "a number of seconds above 0".to_owned())
+}
 
 impl Args {
     pub(crate) fn run(self) -> Result<(), Failure> {
-        Err(Failure::failed(anyhow::anyhow!("not built yet")))
+        let mut draft = self.pipeline.as_deref().map(Draft::read).transpose().map_err(Failure::request)?.unwrap_or_default();
+        let here = Path::new("");
+        if let Some(uri) = &self.source {
+            // What a file says about its own source does not fit another one.
+            draft.source = Some(SourceSpec::parse(uri, here).map_err(Failure::request)?);
+        }
+        if let Some(uri) = &self.sink {
+            draft.sink = Some(SinkSpec::parse(uri, here).map_err(Failure::request)?);
+        }
+        self.model.apply(&mut draft);
+        draft.pace = self.pace.map(Pace::from).or(draft.pace);
+        draft.max_frames = self.max_frames.or(draft.max_frames);
+        draft.max_time = self.seconds.or(draft.max_time);
+        draft.detections = self.detections.map(Output::new).or(draft.detections);
+        draft.report = self.report.map(Output::new).or(draft.report);
+        let spec = draft.finish().map_err(Failure::request)?;
+
+        let report_file = spec.report.clone();
+        let outcome = execute(&spec)?;
+        summarise(&spec, &outcome);
+        let written = report_file.map_or(Ok(()), |output| write_report(&outcome.report, &output));
+        result_of(outcome)?;
+        written
+    }
+}
+
+/// Runs a pipeline with progress on stderr and Ctrl-C handled.
+pub(super) fn execute(spec: &PipelineSpec) -> Result<Outcome, Failure> {
+    probe_source(&spec.source).map_err(Failure::request)?;
+    let model_dir = model_dir(spec.model_dir.as_deref())?;
+    let detector = Detector::open(&model_dir, &spec.detector).map_err(Failure::request)?;
+    for path in output_files(spec) {
+        probe_output(path).map_err(Failure::request)?;
+    }
+    let source = super::media::open_source(&spec.source)?;
+    let (sink, annotator) = open_sink(spec)?;
+    let stream = Stream {
+        source,
+        detector: Box::new(detector),
+        annotator,
+        sink,
+        detections: spec.detections.clone().map(DetectionsWriter::new),
+    };
+    let options = RunOptions {
+        name: spec.name.clone(),
+        pace: spec.pace,
+        queue_capacity: spec.queue_capacity,
+        max_frame_age: spec.max_frame_age,
+        max_frames: spec.max_frames,
+        max_time: spec.max_time,
+    };
+    let stop = StopSignal::default();
+    handle_signals(&stop)?;
+    let mut reporter = Reporter::new(spec);
+    let outcome = runner::run(stream, &options, &stop, &mut |progress| reporter.show(progress));
+    reporter.finish();
+    Ok(outcome)
+}
+
+/// The first signal finalises files, the second leaves at once.
+fn handle_signals(stop: &StopSignal) -> Result<(), Failure> {
+    let stop = stop.clone();
+    let handler = move || {
+        if stop.is_stopped() {
+            std::process::exit(130);
+        }
+        stop.stop();
+    };
+    ctrlc::set_handler(handler).map_err(Failure::failed)
+}
+
+/// The folder of the model: the one that was named, or the default one.
+pub(super) fn model_dir(named: Option<&Path>) -> Result<PathBuf, Failure> {
+    let dir = named.unwrap_or(Path::new(DEFAULT_MODEL));
+    if dir.is_dir() {
+        return Ok(dir.to_owned());
+    }
+    let shown = dir.display();
+    Err(Failure::request(match named {
+        Some(_) => anyhow!("{shown} is not a folder; a model is a folder with manifest.toml and the network that it names"),
+        None => anyhow!("no model: {shown} does not exist here; name a model folder with --model"),
+    }))
+}
+
+/// Finds out what can be known of a source without starting it.
+pub(super) fn probe_source(source: &SourceSpec) -> anyhow::Result<()> {
+    match &source.kind {
+        SourceKind::File(path) => {
+            let file = std::fs::File::open(path);
+            file.map_err(|error| {
+                anyhow!("cannot read {}: {error}; --source names a video file, a URL or a camera", path.display())
+            })?;
+        }
+        SourceKind::Images { folder, .. } => {
+            let entries = std::fs::read_dir(folder).map_err(|error| anyhow!("cannot read {}: {error}", folder.display()))?;
+            let is_picture = |path: &Path| {
+                let extension = path.extension().map(|extension| extension.to_string_lossy().to_lowercase());
+                extension.is_some_and(|extension| fovea::images::EXTENSIONS.contains(&extension.as_str()))
+            };
+            if !entries.filter_map(Result::ok).any(|entry| is_picture(&entry.path())) {
+                return Err(anyhow!("{} holds no pictures; JPEG, PNG and WebP files can be read", folder.display()));
+            }
+        }
+        SourceKind::V4l2 { device, .. } if !device.exists() => {
+            return Err(anyhow!(
+                "{} does not exist: is the camera plugged in? `v4l2-ctl --list-devices` lists the cameras",
+                device.display()
+            ));
+        }
+        _ => {}
+    }
+    Ok(())
+}
+
+/// Files that a pipeline writes.
+pub(super) fn output_files(spec: &PipelineSpec) -> Vec<&Path> {
+    let results = [&spec.detections, &spec.report].into_iter().flatten();
+    let files = results.filter_map(|output| if let Output::File(path) = output { Some(path.as_path()) } else { None });
+    let video = if let SinkSpec::File { path, .. } = &spec.sink { Some(path.as_path()) } else { None };
+    video.into_iter().chain(files).collect()
+}
+
+/// Makes the folder of an output file if it is not there, and checks that the file can be written.
+pub(super) fn probe_output(path: &Path) -> anyhow::Result<()> {
+    let remedy = "name a file in a folder that you may write to";
+    if let Some(folder) = path.parent().filter(|folder| !folder.as_os_str().is_empty()) {
+        std::fs::create_dir_all(folder)
+            .map_err(|error| anyhow!("cannot make the folder {}: {error}; {remedy}", folder.display()))?;
+    }
+    probe_writable(path).map_err(|error| anyhow!("cannot write {}: {error}; {remedy}", path.display()))
+}
+
+/// A sink, and what draws on its pictures.
+type Shown = (Box<dyn FrameSink>, Option<Box<dyn Annotate>>);
+
+fn open_sink(spec: &PipelineSpec) -> Result<Shown, Failure> {
+    if spec.sink == SinkSpec::None {
+        return Ok((Box::new(NoSink), None));
+    }
+    #[cfg(feature = "opencv")]
+    {
+        let annotator = runner::OverlayAnnotator::new(spec.frame_counter);
+        Ok((super::media::open_sink(&spec.sink)?, Some(Box::new(annotator))))
+    }
+    #[cfg(not(feature = "opencv"))]
+    {
+        let sink = &spec.sink;
+        Err(Failure::request(anyhow!(
+            "this build of fovea cannot draw, so there is nothing to show on {sink}: use --sink none, or build with the feature `opencv`"
+        )))
+    }
+}
+
+/// What a run's outcome means for the command.
+pub(super) fn result_of(outcome: Outcome) -> Result<(), Failure> {
+    match outcome.error {
+        None => Ok(()),
+        Some(error) if error.is_request() => Err(Failure::request(error)),
+        Some(error) => Err(Failure::failed(error)),
+    }
+}
+
+/// Writes a report; a folder was made and checked before.
+pub(super) fn write_report(report: &Report, output: &Output) -> Result<(), Failure> {
+    let mut out = output.create().map_err(Failure::request)?;
+    let written = writeln!(out, "{}", report.to_json()).and_then(|()| out.flush());
+    written.map_err(|error| Failure::failed(anyhow!("writing the report to {output} failed: {error}")))
+}
+
+/// What happened, for people.
+pub(super) fn summarise(spec: &PipelineSpec, outcome: &Outcome) {
+    let Some(stream) = outcome.report.streams.first() else { return };
+    if outcome.info.is_none() {
+        return;
+    }
+    let frames = &stream.frames;
+    let dropped: Vec<String> = frames.dropped.occurred().map(|(cause, n)| format!("{n} {}", cause.name())).collect();
+    let dropped = if dropped.is_empty() { "none dropped".to_owned() } else { format!("dropped: {}", dropped.join(", ")) };
+    eprintln!(
+        "{}: {} frames captured, {} inferred, {dropped}; {:.1} fps over {:.1} s ({})",
+        stream.name,
+        frames.captured,
+        frames.inferred,
+        stream.fps.inferred,
+        outcome.report.wall_seconds,
+        outcome.ended.name().replace('_', " ")
+    );
+    if let Some(total) = stream.latency_ms.of(Stage::Total) {
+        let stages = stream.latency_ms.0.iter().filter(|(stage, _)| *stage != Stage::Total);
+        let medians: Vec<String> = stages.map(|(stage, times)| format!("{} {:.1}", stage.name(), times.p50)).collect();
+        eprintln!(
+            "latency p50 {:.1}, p90 {:.1}, p99 {:.1}, max {:.1} ms; median of the stages in ms: {}",
+            total.p50,
+            total.p90,
+            total.p99,
+            total.max,
+            medians.join(", ")
+        );
+    }
+    for path in output_files(spec) {
+        eprintln!("wrote {}", path.display());
+    }
+}
+
+/// How often a line is printed where stderr is no terminal.
+const LINE_EVERY: Duration = Duration::from_secs(2);
+
+/// Progress on stderr: a bar on a terminal, a line now and then otherwise.
+struct Reporter {
+    name: String,
+    max_frames: Option<u64>,
+    is_terminal: bool,
+    bar: Option<ProgressBar>,
+    next_line: Duration,
+}
+
+impl Reporter {
+    fn new(spec: &PipelineSpec) -> Self {
+        let is_terminal = std::io::stderr().is_terminal();
+        Self { name: spec.name.clone(), max_frames: spec.max_frames, is_terminal, bar: None, next_line: LINE_EVERY }
+    }
+
+    fn show(&mut self, progress: &Progress) {
+        let balance = &progress.balance;
+        let dropped = balance.dropped.total();
+        let fps = per_second(balance.inferred, progress.elapsed);
+        if self.is_terminal {
+            let (name, total) = (&self.name, self.total(progress));
+            let bar = self.bar.get_or_insert_with(|| new_bar(name, total));
+            bar.set_position(balance.inferred + dropped);
+            bar.set_message(if dropped > 0 { format!("{fps:.1} fps, {dropped} dropped") } else { format!("{fps:.1} fps") });
+        } else if progress.elapsed >= self.next_line {
+            self.next_line = progress.elapsed + LINE_EVERY;
+            let of_total = self.total(progress).map_or(String::new(), |total| format!(" of about {total}"));
+            eprintln!(
+                "{}: {:.0} s, {} frames{of_total}, {fps:.1} fps, {dropped} dropped",
+                self.name,
+                progress.elapsed.as_secs_f64(),
+                balance.inferred
+            );
+        }
+    }
+
+    /// Frames to come altogether, as far as the stream says.
+    fn total(&self, progress: &Progress) -> Option<u64> {
+        let in_stream = match (progress.info.duration, progress.info.frame_rate) {
+            (Some(duration), Some((numerator, denominator))) => {
+                let frames = duration.as_millis() * u128::from(numerator) / (1000 * u128::from(denominator.max(1)));
+                u64::try_from(frames).ok().filter(|&frames| frames > 0)
+            }
+            _ => None,
+        };
+        [in_stream, self.max_frames].into_iter().flatten().min()
+    }
+
+    fn finish(&self) {
+        if let Some(bar) = &self.bar {
+            bar.finish_and_clear();
+        }
+    }
+}
+
+fn new_bar(name: &str, total: Option<u64>) -> ProgressBar {
+    let (bar, template) = match total {
+        Some(total) => (ProgressBar::new(total), "{prefix} [{bar:30}] {pos}/{len} frames, {msg}, {eta} left"),
+        None => (ProgressBar::new_spinner(), "{prefix} {spinner} {pos} frames, {msg}, {elapsed}"),
+    };
+    let style = ProgressStyle::with_template(template).unwrap_or_else(|_| ProgressStyle::default_bar());
+    bar.with_style(style.progress_chars("=> ")).with_prefix(name.to_owned())
+}
+
+#[expect(clippy::cast_precision_loss, reason = "frame counts are far below 2^53")]
+fn per_second(n: u64, elapsed: Duration) -> f64 {
+    n as f64 / elapsed.as_secs_f64().max(1e-3)
+}
+
+impl From<ConfigError> for Failure {
+    fn from(error: ConfigError) -> Self {
+        Self::request(error)
     }
 }

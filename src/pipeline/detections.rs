@@ -138,24 +138,26 @@ impl Serialize for Objects<'_> {
 
 /// Writes detections; nothing is allocated per frame once the buffer has grown.
 pub struct DetectionsWriter {
-    output: String,
-    out: Box<dyn Write + Send>,
+    output: Output,
+    /// `None` until [`Self::start`].
+    out: Option<Box<dyn Write + Send>>,
     line: Vec<u8>,
 }
 
 impl DetectionsWriter {
-    /// Opens `output`.
+    /// For `output`, which is not touched before [`Self::start`].
+    #[must_use]
+    pub const fn new(output: Output) -> Self {
+        Self { output, out: None, line: Vec::new() }
+    }
+
+    /// Opens the output, replacing what was there.
     ///
     /// # Errors
     /// [`OutputError::Create`] naming the file.
-    pub fn create(output: &Output) -> Result<Self, OutputError> {
-        Ok(Self::new(output.to_string(), output.create()?))
-    }
-
-    /// Writes to `out`, which messages call `output`.
-    #[must_use]
-    pub fn new(output: String, out: Box<dyn Write + Send>) -> Self {
-        Self { output, out, line: Vec::new() }
+    pub fn start(&mut self) -> Result<(), OutputError> {
+        self.out = Some(self.output.create()?);
+        Ok(())
     }
 
     /// Writes the line of one frame of `stream`, a `width` x `height` picture.
@@ -176,9 +178,10 @@ impl DetectionsWriter {
         self.line.clear();
         let written = serde_json::to_writer(&mut self.line, &line).map_err(io::Error::from).and_then(|()| {
             self.line.push(b'\n');
-            self.out.write_all(&self.line)
+            let out = self.out.as_mut().ok_or_else(|| io::Error::other("it was not opened"))?;
+            out.write_all(&self.line)
         });
-        written.map_err(|source| OutputError::Write { output: self.output.clone(), source })
+        written.map_err(|source| OutputError::Write { output: self.output.to_string(), source })
     }
 
     /// Makes sure that everything has reached the system.
@@ -186,7 +189,8 @@ impl DetectionsWriter {
     /// # Errors
     /// [`OutputError::Write`] naming the file.
     pub fn finish(&mut self) -> Result<(), OutputError> {
-        self.out.flush().map_err(|source| OutputError::Write { output: self.output.clone(), source })
+        let flushed = self.out.as_mut().map_or(Ok(()), |out| out.flush());
+        flushed.map_err(|source| OutputError::Write { output: self.output.to_string(), source })
     }
 }
 
@@ -207,7 +211,8 @@ mod tests {
     fn lines_are_those_of_the_contract() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("d.jsonl");
-        let mut writer = DetectionsWriter::create(&Output::new(path.clone())).unwrap();
+        let mut writer = DetectionsWriter::new(Output::new(path.clone()));
+        writer.start().unwrap();
         let labels = ["person".to_owned(), "car".to_owned()];
         let detection = Detection { bbox: BBox::new(1.5, 2.0, 30.25, 40.0), class_id: ClassId(1), score: 0.87 };
         let stamps = Stamps { id: FrameId(7), pts: Some(Duration::from_millis(40)), ..Stamps::default() };
@@ -229,7 +234,8 @@ mod tests {
 
     #[test]
     fn a_full_disk_and_a_missing_folder_are_named() {
-        let mut writer = DetectionsWriter::create(&Output::File("/dev/full".into())).unwrap();
+        let mut writer = DetectionsWriter::new(Output::File("/dev/full".into()));
+        writer.start().unwrap();
         let error = writer.write("s", &Stamps::default(), (1, 1), &[], &[]).unwrap_err().to_string();
         assert!(error.contains("/dev/full") && error.contains("No space left"), "{error}");
         let missing = Output::File("/nowhere/d.jsonl".into());

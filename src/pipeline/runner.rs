@@ -342,18 +342,13 @@ pub fn run(stream: Stream, options: &RunOptions, stop: &StopSignal, progress: &m
     let started_at = shared.clock.now();
     let mut error: Option<RunError> = None;
     let mut ended = None;
+    let started = started.map_err(RunError::from).and_then(|info| worker.start(&info).map(|()| info));
     let info = match started {
-        Err(source_error) => {
-            error = Some(source_error.into());
+        Ok(info) => Some(info),
+        Err(start_error) => {
+            error = Some(start_error);
             None
         }
-        Ok(info) => match worker.sink.start(&info) {
-            Err(sink_error) => {
-                error = Some(sink_error.into());
-                None
-            }
-            Ok(()) => Some(info),
-        },
     };
     if let Some(info) = info {
         let caller = thread::current();
@@ -464,6 +459,13 @@ struct Worker {
 }
 
 impl Worker {
+    /// Opens what is written to, once the source is known to give frames.
+    fn start(&mut self, info: &StreamInfo) -> Result<(), RunError> {
+        self.sink.start(info)?;
+        self.detections.as_mut().map_or(Ok(()), DetectionsWriter::start)?;
+        Ok(())
+    }
+
     fn run(&mut self) -> Result<(), RunError> {
         while let Some(waiting) = self.receiver.pop() {
             self.shared.ledger.taken();

@@ -1,0 +1,633 @@
+//! The runner with a source, a network and a sink made of a few lines each: however a run ends, every frame is
+//! accounted for and everything written is finalised. Then pipeline files through the binary.
+#![expect(unsafe_code, reason = "a counting allocator is an unsafe trait")]
+#![expect(clippy::unwrap_used, reason = "a test")]
+
+use fovea::detection::{BBox, ClassId, Detection};
+use fovea::frame::{ColorInfo, Frame, FrameId, OwnedPlanes, PictureMut, PictureRef, PixelFormat, Stamps};
+use fovea::pipeline::detections::{DetectionsWriter, Output};
+use fovea::pipeline::ports::{
+    Detect, DetectError, Draw, DropCause, FrameSink, FrameSource, Inlet, SinkError, SourceError, StageTimes, StreamInfo,
+};
+use fovea::pipeline::runner::{self, Annotate, Ended, NoSink, Outcome, Progress, RunError, RunOptions, StopSignal, Stream};
+use fovea::pipeline::spec::Pace;
+use std::alloc::{GlobalAlloc, Layout, System};
+use std::cell::Cell;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output as ProcessOutput};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex};
+use std::thread::{self, JoinHandle};
+use std::time::Duration;
+
+/// Counts allocations of threads that ask for it.
+struct Counting;
+
+thread_local! {
+    static IS_COUNTING: Cell<bool> = const { Cell::new(false) };
+}
+
+static N_ALLOCATIONS: AtomicU64 = AtomicU64::new(0);
+
+fn count() {
+    if IS_COUNTING.try_with(Cell::get).unwrap_or(false) {
+        N_ALLOCATIONS.fetch_add(1, Ordering::Relaxed);
+    }
+}
+
+// SAFETY: every call goes to the system's allocator unchanged.
+unsafe impl GlobalAlloc for Counting {
+    unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
+        count();
+        // SAFETY: the caller keeps the contract.
+        unsafe { System.alloc(layout) }
+    }
+
+    unsafe fn dealloc(&self, pointer: *mut u8, layout: Layout) {
+        // SAFETY: the caller keeps the contract.
+        unsafe { System.dealloc(pointer, layout) }
+    }
+
+    unsafe fn realloc(&self, pointer: *mut u8, layout: Layout, size: usize) -> *mut u8 {
+        count();
+        // SAFETY: the caller keeps the contract.
+        unsafe { System.realloc(pointer, layout, size) }
+    }
+}
+
+#[global_allocator]
+static ALLOCATOR: Counting = Counting;
+
+fn counting<T>(work: impl FnOnce() -> T) -> T {
+    IS_COUNTING.set(true);
+    let result = work();
+    IS_COUNTING.set(false);
+    result
+}
+
+/// A source with a thread of its own.
+struct FakeSource {
+    plan: Plan,
+    stopped: Arc<AtomicBool>,
+    thread: Option<JoinHandle<()>>,
+}
+
+#[derive(Clone)]
+struct Plan {
+    n_frames: u64,
+    /// Time from frame to frame.
+    interval: Duration,
+    /// Size of a frame.
+    size: fn(u64) -> (usize, usize),
+    /// Frames that are captured but cannot be mapped.
+    is_broken: fn(u64) -> bool,
+    /// Frames that are captured and then forgotten: a mistake.
+    is_forgotten: fn(u64) -> bool,
+    end: Result<(), SourceError>,
+    fails_to_start: bool,
+    /// Allocations of the hand-over are counted.
+    is_counted: bool,
+}
+
+impl Default for Plan {
+    fn default() -> Self {
+        Self {
+            n_frames: 40,
+            interval: Duration::ZERO,
+            size: |_| (32, 24),
+            is_broken: |_| false,
+            is_forgotten: |_| false,
+            end: Ok(()),
+            fails_to_start: false,
+            is_counted: false,
+        }
+    }
+}
+
+impl FakeSource {
+    fn new(plan: Plan) -> Self {
+        Self { plan, stopped: Arc::default(), thread: None }
+    }
+}
+
+fn frame(id: u64, (width, height): (usize, usize), captured_at: Duration) -> Frame {
+    let memory = OwnedPlanes::new(vec![(vec![0; width * height], width)]);
+    let pts = Some(Duration::from_millis(40 * id));
+    let stamps = Stamps { id: FrameId(id), pts, duration: None, captured_at };
+    Frame::new(Box::new(memory), PixelFormat::Gray8, (width, height), ColorInfo::default(), stamps).unwrap()
+}
+
+impl FrameSource for FakeSource {
+    fn start(&mut self, inlet: Arc<dyn Inlet>) -> Result<StreamInfo, SourceError> {
+        if self.plan.fails_to_start {
+            return Err(SourceError::Request("there is no such camera".into()));
+        }
+        let (plan, stopped) = (self.plan.clone(), Arc::clone(&self.stopped));
+        let (width, height) = (plan.size)(0);
+        self.thread = Some(thread::spawn(move || {
+            for id in 0..plan.n_frames {
+                thread::sleep(plan.interval);
+                if stopped.load(Ordering::SeqCst) {
+                    return;
+                }
+                let now = inlet.now();
+                inlet.captured();
+                if (plan.is_broken)(id) {
+                    inlet.drop_frame(DropCause::DecodeError);
+                } else if !(plan.is_forgotten)(id) {
+                    let frame = frame(id, (plan.size)(id), now);
+                    let deliver = || inlet.deliver(frame);
+                    let goes_on = if plan.is_counted { counting(deliver) } else { deliver() };
+                    if !goes_on {
+                        return;
+                    }
+                }
+            }
+            inlet.finish(plan.end);
+        }));
+        let color = ColorInfo::default();
+        let format = PixelFormat::Gray8;
+        Ok(StreamInfo { format, width, height, color, frame_rate: Some((25, 1)), duration: None, is_live: false })
+    }
+
+    fn stop(&mut self) {
+        self.stopped.store(true, Ordering::SeqCst);
+        if let Some(thread) = self.thread.take() {
+            thread.join().unwrap();
+        }
+    }
+
+    fn name(&self) -> String {
+        "fake".into()
+    }
+}
+
+/// A network that finds one object in every frame.
+struct FakeDetector {
+    delay: Duration,
+    fails_on: fn(u64) -> bool,
+    panics_on: Option<u64>,
+    labels: Vec<String>,
+    seen: u64,
+    /// Allocations of this thread are counted from one frame to another.
+    counted: std::ops::Range<u64>,
+    sizes: Arc<Mutex<Vec<(usize, usize)>>>,
+}
+
+impl Default for FakeDetector {
+    fn default() -> Self {
+        Self {
+            delay: Duration::ZERO,
+            fails_on: |_| false,
+            panics_on: None,
+            labels: vec!["person".into()],
+            seen: 0,
+            counted: 0..0,
+            sizes: Arc::default(),
+        }
+    }
+}
+
+impl Detect for FakeDetector {
+    fn detect(&mut self, picture: &PictureRef<'_>, out: &mut Vec<Detection>) -> Result<StageTimes, DetectError> {
+        let id = self.seen;
+        self.seen += 1;
+        if !self.counted.is_empty() {
+            IS_COUNTING.set(self.counted.contains(&id));
+        } else {
+            self.sizes.lock().unwrap().push((picture.width, picture.height));
+        }
+        assert!(self.panics_on != Some(id), "a mistake in the network");
+        if !self.delay.is_zero() {
+            thread::sleep(self.delay);
+        }
+        out.clear();
+        if (self.fails_on)(id) {
+            return Err(DetectError("no memory".into()));
+        }
+        out.push(Detection { bbox: BBox::new(1.0, 2.0, 3.0, 4.0), class_id: ClassId(0), score: 0.5 });
+        Ok(StageTimes::default())
+    }
+
+    fn labels(&self) -> &[String] {
+        &self.labels
+    }
+}
+
+/// A sink that keeps what it was given.
+#[derive(Default)]
+struct FakeSink {
+    kept: Arc<Mutex<Vec<Stamps>>>,
+    finished: Arc<AtomicUsize>,
+    fails_on: Option<u64>,
+    fails_to_start: bool,
+    fails_to_finish: bool,
+}
+
+impl FrameSink for FakeSink {
+    fn start(&mut self, _: &StreamInfo) -> Result<(), SinkError> {
+        if self.fails_to_start { Err(SinkError::Request("no such folder".into())) } else { Ok(()) }
+    }
+
+    fn push(&mut self, picture: &PictureRef<'_>, stamps: &Stamps, draw: &mut Draw<'_>) -> Result<(), SinkError> {
+        if self.fails_on == Some(stamps.id.0) {
+            return Err(SinkError::Write("the disk is full".into()));
+        }
+        let mut copy = vec![0; picture.width * picture.height];
+        let plane = fovea::frame::PlaneMut { data: &mut copy, stride_bytes: picture.width };
+        let planes = [plane, fovea::frame::PlaneMut::default(), fovea::frame::PlaneMut::default()];
+        let mut copy = PictureMut::new(picture.format, picture.width, picture.height, picture.color, planes).unwrap();
+        copy.copy_from(picture);
+        draw(&mut copy);
+        self.kept.lock().unwrap().push(*stamps);
+        Ok(())
+    }
+
+    fn finish(&mut self) -> Result<(), SinkError> {
+        self.finished.fetch_add(1, Ordering::SeqCst);
+        if self.fails_to_finish { Err(SinkError::Write("the file could not be closed".into())) } else { Ok(()) }
+    }
+
+    fn name(&self) -> String {
+        "fake".into()
+    }
+}
+
+#[derive(Default)]
+struct FakeAnnotator(Arc<AtomicUsize>);
+
+impl Annotate for FakeAnnotator {
+    fn annotate(&mut self, _: &mut PictureMut<'_>, detections: &[Detection], labels: &[String], _: &Stamps) {
+        assert_eq!((detections.len(), labels), (1, &["person".to_owned()][..]));
+        self.0.fetch_add(1, Ordering::SeqCst);
+    }
+}
+
+fn options(pace: Pace) -> RunOptions {
+    RunOptions {
+        name: "gate".into(),
+        pace,
+        queue_capacity: 2,
+        max_frame_age: Duration::from_secs(10),
+        max_frames: None,
+        max_time: None,
+    }
+}
+
+/// What a run left behind.
+struct Ran {
+    outcome: Outcome,
+    kept: Vec<Stamps>,
+    lines: Vec<serde_json::Value>,
+}
+
+/// Runs and checks what holds for every run.
+fn run(plan: Plan, detector: FakeDetector, sink: FakeSink, options: &RunOptions, stop: &StopSignal) -> Ran {
+    run_watched(plan, detector, sink, options, stop, &mut |_| {})
+}
+
+fn run_watched(
+    plan: Plan,
+    detector: FakeDetector,
+    sink: FakeSink,
+    options: &RunOptions,
+    stop: &StopSignal,
+    progress: &mut dyn FnMut(&Progress),
+) -> Ran {
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("d.jsonl");
+    let (kept, finished) = (Arc::clone(&sink.kept), Arc::clone(&sink.finished));
+    let drawn = Arc::new(AtomicUsize::new(0));
+    let stream = Stream {
+        source: Box::new(FakeSource::new(plan)),
+        detector: Box::new(detector),
+        annotator: Some(Box::new(FakeAnnotator(Arc::clone(&drawn)))),
+        sink: Box::new(sink),
+        detections: Some(DetectionsWriter::new(Output::File(file.clone()))),
+    };
+    let outcome = runner::run(stream, options, stop, progress);
+    let text = std::fs::read_to_string(&file).unwrap_or_default();
+    let lines: Vec<serde_json::Value> = text.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+    let kept = kept.lock().unwrap().clone();
+    let frames = outcome.report.streams[0].frames;
+    if !matches!(outcome.error, Some(RunError::Ledger(_))) {
+        assert_eq!(frames.captured, frames.inferred + frames.dropped.total(), "{frames:?}");
+        assert_eq!(frames.in_flight, 0, "{frames:?}");
+    }
+    assert_eq!(u64::try_from(lines.len()).unwrap(), frames.inferred, "one line for each inferred frame");
+    assert_eq!(drawn.load(Ordering::SeqCst), kept.len());
+    assert!(finished.load(Ordering::SeqCst) > 0, "the sink was not finished");
+    assert!(kept.is_sorted_by_key(|stamps| stamps.id) && kept.iter().all(|s| s.pts == Some(Duration::from_millis(40 * s.id.0))));
+    Ran { outcome, kept, lines }
+}
+
+#[test]
+fn at_pace_max_every_frame_arrives_in_order() {
+    let detector = FakeDetector { delay: Duration::from_millis(1), ..FakeDetector::default() };
+    let ran = run(Plan::default(), detector, FakeSink::default(), &options(Pace::Max), &StopSignal::default());
+    assert!(ran.outcome.error.is_none(), "{:?}", ran.outcome.error);
+    assert_eq!(ran.outcome.ended, Ended::EndOfStream);
+    let frames = ran.outcome.report.streams[0].frames;
+    assert_eq!((frames.captured, frames.inferred, frames.dropped.total()), (40, 40, 0));
+    assert_eq!(ran.kept.iter().map(|stamps| stamps.id.0).collect::<Vec<_>>(), (0..40).collect::<Vec<_>>());
+    let line = &ran.lines[7];
+    assert_eq!((&line["stream"], &line["frame"], &line["pts_ns"]), (&"gate".into(), &7.into(), &280_000_000.into()));
+    assert_eq!(line["detections"][0]["box"], serde_json::json!([1.0, 2.0, 3.0, 4.0]));
+}
+
+#[test]
+fn at_pace_live_the_newest_frame_wins() {
+    let plan = Plan { interval: Duration::from_millis(2), ..Plan::default() };
+    let detector = FakeDetector { delay: Duration::from_millis(11), ..FakeDetector::default() };
+    let ran = run(plan, detector, FakeSink::default(), &options(Pace::Live), &StopSignal::default());
+    let frames = ran.outcome.report.streams[0].frames;
+    assert_eq!(frames.captured, 40);
+    let lost = frames.dropped.of(DropCause::QueueFull);
+    assert!(lost >= 15 && frames.dropped.total() == lost, "{frames:?}");
+    // The last frame is the newest of all: it is never displaced.
+    assert_eq!(ran.kept.last().unwrap().id, FrameId(39));
+}
+
+#[test]
+fn a_frame_that_waited_too_long_is_stale() {
+    let plan = Plan { n_frames: 12, interval: Duration::from_millis(1), ..Plan::default() };
+    let detector = FakeDetector { delay: Duration::from_millis(30), ..FakeDetector::default() };
+    let options = RunOptions { max_frame_age: Duration::from_millis(15), ..options(Pace::Live) };
+    let ran = run(plan, detector, FakeSink::default(), &options, &StopSignal::default());
+    let frames = ran.outcome.report.streams[0].frames;
+    assert!(frames.dropped.of(DropCause::Stale) >= 1, "{frames:?}");
+}
+
+#[test]
+fn frames_that_cannot_be_read_are_counted_and_the_stream_goes_on() {
+    let plan = Plan { is_broken: |id| id % 10 == 3, ..Plan::default() };
+    let ran = run(plan, FakeDetector::default(), FakeSink::default(), &options(Pace::Max), &StopSignal::default());
+    let frames = ran.outcome.report.streams[0].frames;
+    assert!(ran.outcome.error.is_none());
+    assert_eq!((frames.inferred, frames.dropped.of(DropCause::DecodeError)), (36, 4));
+}
+
+#[test]
+fn a_network_that_fails_now_and_then_does_not_end_the_stream() {
+    let fails = |fails_on| {
+        let detector = FakeDetector { fails_on, ..FakeDetector::default() };
+        run(Plan::default(), detector, FakeSink::default(), &options(Pace::Max), &StopSignal::default()).outcome
+    };
+    let outcome = fails(|id| id % 4 == 0);
+    assert!(outcome.error.is_none());
+    assert_eq!(outcome.report.streams[0].frames.dropped.of(DropCause::InferError), 10);
+    let outcome = fails(|_| true);
+    assert!(matches!(&outcome.error, Some(RunError::Detect(error)) if error.0 == "no memory"), "{:?}", outcome.error);
+    assert_eq!(outcome.report.ended, "error");
+}
+
+#[test]
+fn a_full_disk_ends_the_run_and_what_was_written_stays() {
+    let sink = FakeSink { fails_on: Some(10), ..FakeSink::default() };
+    let ran = run(Plan::default(), FakeDetector::default(), sink, &options(Pace::Max), &StopSignal::default());
+    let error = ran.outcome.error.unwrap();
+    assert!(matches!(&error, RunError::Sink(_)) && !error.is_request(), "{error}");
+    assert_eq!((ran.kept.len(), ran.lines.len()), (10, 11));
+    assert_eq!(ran.outcome.report.error.as_deref(), Some("the disk is full"));
+    assert!(ran.outcome.report.streams[0].frames.dropped.of(DropCause::Shutdown) >= 1);
+}
+
+#[test]
+fn sinks_that_cannot_start_or_finish() {
+    let sink = FakeSink { fails_to_start: true, ..FakeSink::default() };
+    let ran = run(Plan::default(), FakeDetector::default(), sink, &options(Pace::Max), &StopSignal::default());
+    assert!(ran.outcome.error.unwrap().is_request() && ran.lines.is_empty());
+    let sink = FakeSink { fails_to_finish: true, ..FakeSink::default() };
+    let ran = run(Plan::default(), FakeDetector::default(), sink, &options(Pace::Max), &StopSignal::default());
+    assert!(matches!(ran.outcome.error, Some(RunError::Sink(_))));
+    assert_eq!(ran.lines.len(), 40);
+}
+
+#[test]
+fn detections_that_cannot_be_written_end_the_run() {
+    let finished = Arc::new(AtomicUsize::new(0));
+    let stream = Stream {
+        source: Box::new(FakeSource::new(Plan::default())),
+        detector: Box::new(FakeDetector::default()),
+        annotator: None,
+        sink: Box::new(FakeSink { finished: Arc::clone(&finished), ..FakeSink::default() }),
+        detections: Some(DetectionsWriter::new(Output::File("/dev/full".into()))),
+    };
+    let outcome = runner::run(stream, &options(Pace::Max), &StopSignal::default(), &mut |_| {});
+    let error = outcome.error.unwrap().to_string();
+    assert!(error.contains("/dev/full") && error.contains("No space left"), "{error}");
+    assert_eq!(finished.load(Ordering::SeqCst), 1);
+    let frames = outcome.report.streams[0].frames;
+    assert_eq!(frames.captured, frames.inferred + frames.dropped.total());
+}
+
+#[test]
+fn a_source_that_breaks_delivers_what_it_had() {
+    let plan = Plan { n_frames: 12, end: Err(SourceError::Stream("the file is truncated".into())), ..Plan::default() };
+    let ran = run(plan, FakeDetector::default(), FakeSink::default(), &options(Pace::Max), &StopSignal::default());
+    assert_eq!((ran.kept.len(), ran.lines.len()), (12, 12));
+    let error = ran.outcome.error.unwrap();
+    assert!(!error.is_request() && error.to_string() == "the file is truncated", "{error}");
+}
+
+#[test]
+fn a_source_that_cannot_start_is_a_wrong_request() {
+    let plan = Plan { fails_to_start: true, ..Plan::default() };
+    let ran = run(plan, FakeDetector::default(), FakeSink::default(), &options(Pace::Max), &StopSignal::default());
+    assert!(ran.outcome.info.is_none() && ran.outcome.error.unwrap().is_request());
+}
+
+#[test]
+fn limits_and_signals_end_a_run_while_frames_wait() {
+    let endless = || Plan { n_frames: u64::MAX, ..Plan::default() };
+    let slow = || FakeDetector { delay: Duration::from_millis(2), ..FakeDetector::default() };
+    for pace in [Pace::Max, Pace::Live] {
+        let max_frames = RunOptions { max_frames: Some(9), ..options(pace) };
+        let ran = run(endless(), slow(), FakeSink::default(), &max_frames, &StopSignal::default());
+        assert_eq!((ran.outcome.ended, ran.kept.len()), (Ended::MaxFrames, 9), "{pace:?}");
+        let max_time = RunOptions { max_time: Some(Duration::from_millis(120)), ..options(pace) };
+        let ran = run(endless(), slow(), FakeSink::default(), &max_time, &StopSignal::default());
+        assert_eq!(ran.outcome.ended, Ended::MaxTime);
+        let (stop, from_progress) = (StopSignal::default(), StopSignal::default());
+        let asked = from_progress.clone();
+        let mut n_calls = 0;
+        let mut progress = |progress: &Progress| {
+            n_calls += 1;
+            let balance = progress.balance;
+            assert_eq!(balance.captured, balance.inferred + balance.dropped.total() + balance.in_flight());
+            if balance.inferred > 5 {
+                asked.stop();
+            }
+        };
+        let ran = run_watched(endless(), slow(), FakeSink::default(), &options(pace), &from_progress, &mut progress);
+        assert!(ran.outcome.ended == Ended::Stopped && ran.outcome.error.is_none() && ran.lines.len() > 5 && n_calls > 0);
+        assert!(ran.outcome.report.streams[0].frames.dropped.of(DropCause::Shutdown) >= 1, "{pace:?}");
+        assert!(!stop.is_stopped());
+    }
+}
+
+#[test]
+fn the_size_may_change_in_mid_stream() {
+    let plan = Plan { size: |id| if id < 20 { (32, 24) } else { (321, 241) }, ..Plan::default() };
+    let sizes = Arc::new(Mutex::new(Vec::new()));
+    let detector = FakeDetector { sizes: Arc::clone(&sizes), ..FakeDetector::default() };
+    let ran = run(plan, detector, FakeSink::default(), &options(Pace::Max), &StopSignal::default());
+    assert!(ran.outcome.error.is_none());
+    let sizes = sizes.lock().unwrap();
+    assert_eq!((sizes[19], sizes[20], sizes.len()), ((32, 24), (321, 241), 40));
+    assert_eq!(
+        (&ran.lines[19]["width"], &ran.lines[20]["width"], &ran.lines[20]["height"]),
+        (&32.into(), &321.into(), &241.into())
+    );
+}
+
+#[test]
+fn a_frame_that_gets_lost_fails_the_run() {
+    let plan = Plan { is_forgotten: |id| id == 17, ..Plan::default() };
+    let ran = run(plan, FakeDetector::default(), FakeSink::default(), &options(Pace::Max), &StopSignal::default());
+    let error = ran.outcome.error.unwrap();
+    assert!(matches!(&error, RunError::Ledger(_)), "{error}");
+    assert!(error.to_string().contains("captured 40, delivered 39"), "{error}");
+    assert_eq!(ran.outcome.report.streams[0].frames.in_flight, 1);
+}
+
+#[test]
+fn a_panic_in_the_inference_thread_is_an_error_and_files_are_finalised() {
+    let detector = FakeDetector { panics_on: Some(5), ..FakeDetector::default() };
+    let ran = run(Plan::default(), detector, FakeSink::default(), &options(Pace::Max), &StopSignal::default());
+    assert!(matches!(ran.outcome.error, Some(RunError::Panicked)));
+    assert_eq!(ran.lines.len(), 5);
+}
+
+/// After a warm-up of 50 frames the queue, the ledger, the metrics, the detections file and the loop around them
+/// allocate nothing, neither on the source's thread (every hand-over is counted) nor on the inference thread.
+#[test]
+fn our_own_stages_do_not_allocate_per_frame() {
+    for pace in [Pace::Max, Pace::Live] {
+        let before = N_ALLOCATIONS.load(Ordering::Relaxed);
+        let plan = Plan { n_frames: 400, interval: Duration::from_micros(20), is_counted: true, ..Plan::default() };
+        let stream = Stream {
+            source: Box::new(FakeSource::new(plan)),
+            detector: Box::new(FakeDetector { counted: 50..150, ..FakeDetector::default() }),
+            annotator: None,
+            sink: Box::new(NoSink),
+            detections: Some(DetectionsWriter::new(Output::File("/dev/null".into()))),
+        };
+        let options = RunOptions { max_frames: Some(200), ..options(pace) };
+        let outcome = runner::run(stream, &options, &StopSignal::default(), &mut |_| {});
+        assert!(outcome.error.is_none() && outcome.report.streams[0].frames.inferred >= 150, "{outcome:?}");
+        let allocated = N_ALLOCATIONS.load(Ordering::Relaxed) - before;
+        assert!(allocated <= WARM_UP, "{pace:?}: {allocated} allocations");
+    }
+    let before = N_ALLOCATIONS.load(Ordering::Relaxed);
+    counting(|| drop(Vec::<u8>::with_capacity(std::hint::black_box(9))));
+    assert!(N_ALLOCATIONS.load(Ordering::Relaxed) > before, "the counter counts");
+}
+
+/// Allocations that a thread makes once: when it first waits.
+const WARM_UP: u64 = 8;
+
+#[test]
+fn the_report_is_the_one_of_the_contract() {
+    let ran = run(Plan::default(), FakeDetector::default(), FakeSink::default(), &options(Pace::Max), &StopSignal::default());
+    let report: serde_json::Value = serde_json::from_str(&ran.outcome.report.to_json()).unwrap();
+    assert_eq!(report["pace"], "max");
+    let stream = &report["streams"][0];
+    assert_eq!(
+        (&stream["name"], &stream["frames"]["captured"], &stream["frames"]["in_flight"]),
+        (&"gate".into(), &40.into(), &0.into())
+    );
+    for cause in DropCause::ALL {
+        assert_eq!(stream["frames"]["dropped"][cause.name()], 0);
+    }
+    for rate in ["captured", "inferred", "emitted"] {
+        assert!(stream["fps"][rate].as_f64().unwrap() > 0.0);
+    }
+    for stage in ["decode", "preprocess", "infer", "postprocess", "overlay", "total"] {
+        for quantile in ["p50", "p90", "p99", "max"] {
+            assert!(stream["latency_ms"][stage][quantile].is_f64(), "{stage} {quantile}");
+        }
+    }
+    for figure in ["cpu_seconds", "cpu_ms_per_frame", "rss_bytes"] {
+        assert!(report[figure].is_number(), "{figure}");
+    }
+}
+
+fn fovea(arguments: &[&str]) -> ProcessOutput {
+    Command::new(env!("CARGO_BIN_EXE_fovea")).args(arguments).output().unwrap()
+}
+
+/// Runs the binary, expects an exit code and words in what it says.
+fn expect(arguments: &[&str], code: i32, words: &[&str]) {
+    let output = fovea(arguments);
+    let said = format!("{}{}", String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
+    assert_eq!(output.status.code(), Some(code), "{arguments:?}: {said}");
+    for word in words {
+        assert!(said.contains(word), "{arguments:?} does not say {word:?}: {said}");
+    }
+    assert!(!said.contains("panicked"), "{said}");
+}
+
+fn written(folder: &Path, name: &str, text: &str) -> String {
+    let path = folder.join(name);
+    std::fs::write(&path, text).unwrap();
+    path.to_str().unwrap().to_owned()
+}
+
+#[test]
+fn wrong_requests_are_explained() {
+    let folder = tempfile::tempdir().unwrap();
+    let file = |name: &str, text: &str| written(folder.path(), name, text);
+    for command in ["run", "check"] {
+        expect(&[command, &file("a.toml", "[model]\ntreads = 2")], 2, &["a.toml, line 2", "`treads`", "did you mean `threads`?"]);
+        expect(&[command, &file("b.toml", "[model]\nthreads = 'two'")], 2, &["b.toml, line 2", "`threads`", "invalid type"]);
+        expect(&[command, "missing.toml"], 2, &["cannot read missing.toml", "pipelines/"]);
+        expect(&[command, &file("c.toml", "")], 2, &["no source", "--source"]);
+    }
+    expect(&["run"], 2, &["no source"]);
+    expect(&["run", "--source", "missing.mp4"], 2, &["cannot read missing.mp4", "--source"]);
+    expect(&["run", "--source", "ftp://me:canary@host/x"], 2, &["`ftp`", "a source is"]);
+    expect(&["run", "--source", "test://", "--model", "nowhere"], 2, &["nowhere is not a folder", "manifest.toml"]);
+    expect(&["run", "--source", "test://", "--max-frames", "0"], 2, &["--max-frames"]);
+    expect(&["run", "--source", "test://", "--sink", "x.gif"], 2, &[".gif", ".mkv"]);
+    expect(&["bench", "--source", "v4l2:///dev/video99"], 2, &["/dev/video99 does not exist", "plugged in"]);
+    let empty = folder.path().join("empty");
+    std::fs::create_dir(&empty).unwrap();
+    expect(&["run", "--source", empty.to_str().unwrap()], 2, &["holds no pictures"]);
+    let output = fovea(&["run", "--source", "ftp://me:canary@host/x"]);
+    assert!(!String::from_utf8_lossy(&output.stderr).contains("canary"));
+    for command in ["run", "bench", "check"] {
+        expect(&[command, "--help"], 0, &["Example", &format!("fovea {command} ")]);
+    }
+}
+
+#[test]
+fn check_explains_every_line() {
+    let folder = tempfile::tempdir().unwrap();
+    let text = "[source]\nuri = 'missing.mp4'\n[model]\ndir = 'm'\n[sink]\nuri = '/proc/x/y.mp4'\n[output]\nreport = 'r.json'";
+    let file = written(folder.path(), "a.toml", text);
+    expect(
+        &["check", &file],
+        2,
+        &["ok    file", "FAIL  source", "missing.mp4", "FAIL  model", "FAIL  sink", "ok    report", "lines above say FAIL"],
+    );
+    assert!(!folder.path().join("r.json").exists(), "check leaves nothing behind");
+}
+
+#[test]
+fn every_pipeline_file_of_the_project_is_right() {
+    let folder = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("pipelines");
+    let mut names = Vec::new();
+    for entry in std::fs::read_dir(folder).unwrap() {
+        let path = entry.unwrap().path();
+        if path.extension().is_none_or(|extension| extension != "toml") {
+            continue;
+        }
+        let draft = fovea::pipeline::config::Draft::read(&path).unwrap_or_else(|error| panic!("{error}"));
+        draft.finish().unwrap_or_else(|error| panic!("{}: {error}", path.display()));
+        names.push(path.file_stem().unwrap().to_string_lossy().into_owned());
+    }
+    names.sort();
+    let want = ["csi-jetson", "csi-raspberry-pi", "file-replay", "headless-bench", "rtsp", "test-pattern", "usb-camera"];
+    assert_eq!(names, want);
+}

@@ -427,6 +427,32 @@ fn what_is_drawn_is_in_the_file_and_not_in_the_source() {
 }
 
 #[test]
+fn accepted_formats_pass_and_others_become_nv12() {
+    within_limit(|| {
+        for (text, format) in [
+            ("NV12", PixelFormat::Nv12),
+            ("I420", PixelFormat::I420),
+            ("YUY2", PixelFormat::Yuy2),
+            ("RGB", PixelFormat::Rgb),
+            ("RGBA", PixelFormat::Rgba),
+            ("RGBx", PixelFormat::Rgba),
+            ("BGRx", PixelFormat::Bgrx),
+            ("BGRA", PixelFormat::Bgrx),
+            ("GRAY8", PixelFormat::Gray8),
+            ("Y444", PixelFormat::Nv12),
+            ("I420_10LE", PixelFormat::Nv12),
+            ("BGR", PixelFormat::Nv12),
+            ("UYVY", PixelFormat::Nv12),
+        ] {
+            let elements = format!("videotestsrc num-buffers=3 ! video/x-raw,format={text},width=63,height=47,framerate=25/1");
+            let (info, record, end) = read(&SourceSpec::new(SourceKind::Launch(elements)));
+            assert_eq!((info.format, record.frames.len(), end), (format, 3, Ok(())), "{text}");
+            assert!(record.frames.iter().all(|frame| frame.format == format && frame.size == (63, 47)), "{text}");
+        }
+    });
+}
+
+#[test]
 fn a_change_of_size_goes_with_the_frames() {
     within_limit(|| {
         let part = |n: u32, width: u32, height: u32| {

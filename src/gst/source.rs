@@ -189,6 +189,7 @@ fn build(spec: &SourceSpec, scrubber: &Scrubber, intake: &Arc<Intake>) -> Result
     let request = |text: String| SourceError::Request(format!("{spec}: {}", scrubber.scrub(&text)));
     let convert = elements::make("videoconvert").map_err(request)?;
     let sink = appsink(intake, spec.sync);
+    convert_to_nv12_only(&convert, &sink);
     if let SourceKind::Launch(text) = &spec.kind {
         return launch(text, &convert, &sink, intake).map_err(request);
     }
@@ -281,6 +282,19 @@ fn appsink(intake: &Arc<Intake>, sync: bool) -> gst_app::AppSink {
         pad.add_probe(gst::PadProbeType::QUERY_DOWNSTREAM, answer_allocation);
     }
     sink
+}
+
+/// Left to itself, `videoconvert` turns 4:4:4 into RGB, which is larger and would be converted again for the encoder.
+fn convert_to_nv12_only(convert: &gst::Element, sink: &gst_app::AppSink) {
+    let Some(pad) = convert.static_pad("sink") else { return };
+    let sink = sink.downgrade();
+    pad.add_probe(gst::PadProbeType::EVENT_DOWNSTREAM, move |_, info| {
+        if let (Some(gst::EventView::Caps(caps)), Some(sink)) = (info.event().map(|event| event.view()), sink.upgrade()) {
+            let passes = Layout::from_caps(caps.caps()).is_some();
+            sink.set_caps(Some(&if passes { caps::accepted() } else { nv12_caps() }));
+        }
+        gst::PadProbeReturn::Ok
+    });
 }
 
 /// Tells the decoder that we read its strides (else it would copy each frame into packed rows) and that we hold a few

@@ -12,8 +12,19 @@ fn main() -> ExitCode {
         Ok(()) => ExitCode::SUCCESS,
         Err(failure) => {
             tracing::debug!(?failure.error, "command failed");
-            eprintln!("error: {:#}", failure.error);
+            eprintln!("error: {}", explain(&failure.error));
             ExitCode::from(failure.code)
         }
     }
+}
+
+/// The message and the causes that it does not quote already.
+fn explain(error: &anyhow::Error) -> String {
+    let mut text = error.to_string();
+    for cause in error.chain().skip(1).map(ToString::to_string) {
+        if !text.contains(&cause) {
+            text = format!("{text}: {cause}");
+        }
+    }
+    text
 }

@@ -4,7 +4,10 @@
 #![expect(clippy::unwrap_used, reason = "a test")]
 
 use fovea::detection::{BBox, ClassId, Detection};
-use fovea::frame::{ColorInfo, Frame, FrameId, OwnedPlanes, PictureMut, PictureRef, PixelFormat, Stamps};
+use fovea::frame::{
+    ColorInfo, Frame, FrameId, FrameMemory, OwnedPlanes, PictureMut, PictureRef, PixelFormat, PlaneMut, PlaneRef, Stamps,
+};
+use fovea::pipeline::config::DEFAULT_QUEUE_CAPACITY;
 use fovea::pipeline::detections::{DetectionsWriter, Output};
 use fovea::pipeline::ports::{
     Detect, DetectError, Draw, DropCause, FrameSink, FrameSource, Inlet, SinkError, SourceError, StageTimes, StreamInfo,
@@ -110,8 +113,32 @@ impl FakeSource {
     }
 }
 
-fn frame(id: u64, (width, height): (usize, usize), captured_at: Duration) -> Frame {
-    let memory = OwnedPlanes::new(vec![(vec![0; width * height], width)]);
+/// Planes that know how many frames are alive.
+struct Held {
+    planes: OwnedPlanes,
+    n_alive: Arc<AtomicUsize>,
+}
+
+impl FrameMemory for Held {
+    fn plane(&self, plane_idx: usize) -> PlaneRef<'_> {
+        self.planes.plane(plane_idx)
+    }
+}
+
+impl Drop for Held {
+    fn drop(&mut self) {
+        self.n_alive.fetch_sub(1, Ordering::SeqCst);
+    }
+}
+
+/// How many buffers of a source may be in use at a time.
+const MAX_HELD: usize = 3;
+
+fn frame(id: u64, (width, height): (usize, usize), captured_at: Duration, n_alive: &Arc<AtomicUsize>) -> Frame {
+    let planes = OwnedPlanes::new(vec![(vec![0; width * height], width)]);
+    let held = n_alive.fetch_add(1, Ordering::SeqCst) + 1;
+    assert!(held <= MAX_HELD, "{held} buffers are held");
+    let memory = Held { planes, n_alive: Arc::clone(n_alive) };
     let pts = Some(Duration::from_millis(40 * id));
     let stamps = Stamps { id: FrameId(id), pts, duration: None, captured_at };
     Frame::new(Box::new(memory), PixelFormat::Gray8, (width, height), ColorInfo::default(), stamps).unwrap()
@@ -125,6 +152,7 @@ impl FrameSource for FakeSource {
         let (plan, stopped) = (self.plan.clone(), Arc::clone(&self.stopped));
         let (width, height) = (plan.size)(0);
         self.thread = Some(thread::spawn(move || {
+            let n_alive = Arc::new(AtomicUsize::new(0));
             for id in 0..plan.n_frames {
                 thread::sleep(plan.interval);
                 if stopped.load(Ordering::SeqCst) {
@@ -135,7 +163,7 @@ impl FrameSource for FakeSource {
                 if (plan.is_broken)(id) {
                     inlet.drop_frame(DropCause::DecodeError);
                 } else if !(plan.is_forgotten)(id) {
-                    let frame = frame(id, (plan.size)(id), now);
+                    let frame = frame(id, (plan.size)(id), now, &n_alive);
                     let deliver = || inlet.deliver(frame);
                     let goes_on = if plan.is_counted { counting(deliver) } else { deliver() };
                     if !goes_on {
@@ -234,8 +262,8 @@ impl FrameSink for FakeSink {
             return Err(SinkError::Write("the disk is full".into()));
         }
         let mut copy = vec![0; picture.width * picture.height];
-        let plane = fovea::frame::PlaneMut { data: &mut copy, stride_bytes: picture.width };
-        let planes = [plane, fovea::frame::PlaneMut::default(), fovea::frame::PlaneMut::default()];
+        let plane = PlaneMut { data: &mut copy, stride_bytes: picture.width };
+        let planes = [plane, PlaneMut::default(), PlaneMut::default()];
         let mut copy = PictureMut::new(picture.format, picture.width, picture.height, picture.color, planes).unwrap();
         copy.copy_from(picture);
         draw(&mut copy);
@@ -267,7 +295,7 @@ fn options(pace: Pace) -> RunOptions {
     RunOptions {
         name: "gate".into(),
         pace,
-        queue_capacity: 2,
+        queue_capacity: DEFAULT_QUEUE_CAPACITY,
         max_frame_age: Duration::from_secs(10),
         max_frames: None,
         max_time: None,
@@ -343,16 +371,16 @@ fn at_pace_live_the_newest_frame_wins() {
     let frames = ran.outcome.report.streams[0].frames;
     assert_eq!(frames.captured, 40);
     let lost = frames.dropped.of(DropCause::QueueFull);
-    assert!(lost >= 15 && frames.dropped.total() == lost, "{frames:?}");
+    assert!(lost >= 5 && frames.dropped.total() == lost, "{frames:?}");
     // The last frame is the newest of all: it is never displaced.
     assert_eq!(ran.kept.last().unwrap().id, FrameId(39));
 }
 
 #[test]
 fn a_frame_that_waited_too_long_is_stale() {
-    let plan = Plan { n_frames: 12, interval: Duration::from_millis(1), ..Plan::default() };
-    let detector = FakeDetector { delay: Duration::from_millis(30), ..FakeDetector::default() };
-    let options = RunOptions { max_frame_age: Duration::from_millis(15), ..options(Pace::Live) };
+    let plan = Plan { n_frames: 3, interval: Duration::from_millis(40), ..Plan::default() };
+    let detector = FakeDetector { delay: Duration::from_millis(300), ..FakeDetector::default() };
+    let options = RunOptions { max_frame_age: Duration::from_millis(60), ..options(Pace::Live) };
     let ran = run(plan, detector, FakeSink::default(), &options, &StopSignal::default());
     let frames = ran.outcome.report.streams[0].frames;
     assert!(frames.dropped.of(DropCause::Stale) >= 1, "{frames:?}");
@@ -566,6 +594,96 @@ fn expect(arguments: &[&str], code: i32, words: &[&str]) {
         assert!(said.contains(word), "{arguments:?} does not say {word:?}: {said}");
     }
     assert!(!said.contains("panicked"), "{said}");
+}
+
+/// The shipped model; without it the tests that need one say so.
+fn model() -> Option<String> {
+    let dir = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("models/default");
+    if cfg!(not(all(feature = "gst", feature = "opencv"))) || !dir.is_dir() {
+        eprintln!("skipped: needs GStreamer, OpenCV and {}", dir.display());
+        return None;
+    }
+    dir.to_str().map(str::to_owned)
+}
+
+fn json(path: &Path) -> serde_json::Value {
+    serde_json::from_str(&std::fs::read_to_string(path).unwrap()).unwrap()
+}
+
+/// Runs one stream through the binary; gives the exit code, the report, the lines of detections.
+fn stream(folder: &Path, model: &str, arguments: &[&str], interrupt: bool) -> (i32, serde_json::Value, usize) {
+    let file = |name: &str| folder.join(name).to_str().unwrap().to_owned();
+    let (lines, report) = (file("d.jsonl"), file("new/r.json"));
+    let mut command = Command::new(env!("CARGO_BIN_EXE_fovea"));
+    command.args(["run", "--model", model, "--threads", "1", "--detections", &lines, "--report", &report]).args(arguments);
+    let mut child = command.spawn().unwrap();
+    if interrupt {
+        // Once a few frames are through.
+        for _ in 0..600 {
+            thread::sleep(Duration::from_millis(50));
+            if std::fs::read_to_string(&lines).is_ok_and(|text| text.lines().count() >= 3) {
+                break;
+            }
+        }
+        assert!(Command::new("kill").args(["-INT", &child.id().to_string()]).status().unwrap().success());
+    }
+    let code = child.wait().unwrap().code().unwrap();
+    let text = std::fs::read_to_string(&lines).unwrap();
+    for line in text.lines() {
+        assert!(serde_json::from_str::<serde_json::Value>(line).is_ok(), "{line}");
+    }
+    (code, json(Path::new(&report)), text.lines().count())
+}
+
+#[test]
+fn a_run_from_the_test_source_to_a_video_and_back() {
+    let Some(model) = model() else { return };
+    let folder = tempfile::tempdir().unwrap();
+    let video = folder.path().join("deep/er/a.mkv");
+    let (code, report, lines) = stream(
+        folder.path(),
+        &model,
+        &["--source", "test://?width=321&height=241&frames=12", "--sink", video.to_str().unwrap()],
+        false,
+    );
+    let frames = &report["streams"][0]["frames"];
+    assert_eq!(
+        (code, &report["pace"], &frames["captured"], &frames["inferred"], lines),
+        (0, &"max".into(), &12.into(), &12.into(), 12)
+    );
+    let (code, report, lines) = stream(folder.path(), &model, &["--source", video.to_str().unwrap()], false);
+    assert_eq!((code, &report["streams"][0]["frames"]["inferred"], lines), (0, &12.into(), 12));
+}
+
+#[test]
+fn an_interrupt_finalises_everything() {
+    let Some(model) = model() else { return };
+    for (pace, container) in [("max", "mp4"), ("live", "mkv")] {
+        let folder = tempfile::tempdir().unwrap();
+        let video = folder.path().join("a").with_extension(container);
+        let video = video.to_str().unwrap();
+        let (code, report, lines) =
+            stream(folder.path(), &model, &["--source", "test://?width=64&height=48", "--pace", pace, "--sink", video], true);
+        let frames = &report["streams"][0]["frames"];
+        assert_eq!((code, &report["ended"], &frames["in_flight"]), (0, &"stopped".into(), &0.into()));
+        assert_eq!(frames["inferred"].as_u64().unwrap(), u64::try_from(lines).unwrap());
+        // The file is complete: as many frames come out again.
+        let again = tempfile::tempdir().unwrap();
+        let (code, report, _) = stream(again.path(), &model, &["--source", video], false);
+        assert_eq!((code, report["streams"][0]["frames"]["inferred"].as_u64()), (0, Some(u64::try_from(lines).unwrap())));
+    }
+}
+
+#[test]
+fn a_full_disk_is_an_error_and_the_report_is_written() {
+    let Some(model) = model() else { return };
+    let folder = tempfile::tempdir().unwrap();
+    let report = folder.path().join("r.json");
+    let arguments = ["run", "--model", &model, "--source", "test://?frames=9", "--detections", "/dev/full", "--report"];
+    expect(&[&arguments[..], &[report.to_str().unwrap()]].concat(), 1, &["/dev/full", "No space left"]);
+    let report = json(&report);
+    assert_eq!(report["ended"], "error");
+    assert!(report["error"].as_str().unwrap().contains("/dev/full"));
 }
 
 fn written(folder: &Path, name: &str, text: &str) -> String {

@@ -365,7 +365,8 @@ impl Reporter {
     fn total(&self, progress: &Progress) -> Option<u64> {
         let in_stream = match (progress.info.duration, progress.info.frame_rate) {
             (Some(duration), Some((numerator, denominator))) => {
-                let frames = duration.as_millis() * u128::from(numerator) / (1000 * u128::from(denominator.max(1)));
+                let per_second = 1000 * u128::from(denominator.max(1));
+                let frames = (duration.as_millis() * u128::from(numerator) + per_second / 2) / per_second;
                 u64::try_from(frames).ok().filter(|&frames| frames > 0)
             }
             _ => None,

@@ -104,7 +104,8 @@ pub struct ModelConfig {
 #[derive(Debug, Clone, PartialEq, Default, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct QueueConfig {
-    /// Frames that may wait, 1 or 2 (with the one in work at most 3 buffers of the source are held); default 2.
+    /// Frames that may wait, 1 or 2; default 1. Two more buffers of the source are held: one in work, one that is being
+    /// handed over. Cameras of small computers have few.
     pub capacity: Option<usize>,
     /// Milliseconds after which a waiting frame is too old to be looked at, at pace live, 1 to 60000; default 1000.
     pub max_frame_age_ms: Option<u64>,
@@ -257,7 +258,11 @@ pub struct PipelineSpec {
     pub max_time: Option<Duration>,
 }
 
-/// Default of `queue.capacity`, and its limit: at most 3 buffers of a source are held, one of them in work.
+/// Default of `queue.capacity`: with the frame in work and the one that is being handed over, 3 buffers of the source are
+/// held.
+pub const DEFAULT_QUEUE_CAPACITY: usize = 1;
+
+/// Limit of `queue.capacity`.
 pub const MAX_QUEUE_CAPACITY: usize = 2;
 
 /// Default of `queue.max_frame_age_ms`.
@@ -346,7 +351,7 @@ impl Draft {
             source,
             model_dir: self.model_dir,
             detector: self.detector,
-            queue_capacity: self.queue_capacity.unwrap_or(MAX_QUEUE_CAPACITY),
+            queue_capacity: self.queue_capacity.unwrap_or(DEFAULT_QUEUE_CAPACITY),
             max_frame_age: self.max_frame_age.unwrap_or(DEFAULT_MAX_FRAME_AGE),
             sink: self.sink.unwrap_or(SinkSpec::None),
             frame_counter: self.frame_counter.unwrap_or(true),
@@ -520,7 +525,7 @@ mod tests {
             score_threshold = 0.5
             allow_float = true
             [queue]
-            capacity = 1
+            capacity = 2
             max_frame_age_ms = 250
             [sink]
             uri = "out/a.mkv"
@@ -544,7 +549,7 @@ mod tests {
         assert_eq!(spec.model_dir, Some("/cfg/../models/m".into()));
         let options = DetectorOptions { threads: 3, score_threshold: Some(0.5), allow_float: true };
         assert_eq!(spec.detector, options);
-        assert_eq!((spec.queue_capacity, spec.max_frame_age), (1, Duration::from_millis(250)));
+        assert_eq!((spec.queue_capacity, spec.max_frame_age), (2, Duration::from_millis(250)));
         assert_eq!(spec.sink, SinkSpec::parse("/cfg/out/a.mkv", Path::new("")).unwrap());
         assert!(!spec.frame_counter);
         assert_eq!(spec.detections, Some(Output::File("/cfg/d.jsonl".into())));

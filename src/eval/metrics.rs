@@ -210,6 +210,12 @@ impl CocoEvaluator {
         }
     }
 
+    /// Id and name of every class, in the order of the data set.
+    #[must_use]
+    pub fn categories(&self) -> &[(u32, String)] {
+        &self.categories
+    }
+
     /// For each class the score threshold with the best F1 at IoU 0.5; classes without a true detection are left out.
     #[must_use]
     pub fn best_f1_thresholds(&self) -> Vec<F1Threshold> {

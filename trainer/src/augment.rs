@@ -82,9 +82,14 @@ pub fn sample(examples: &[Example], first: usize, size: (usize, usize), how: &Au
             let scale = jitter(fill * 0.85, [how.scale[0].max(0.7), how.scale[1].min(1.5)], how.aspect, rng);
             let (w, h) = (example.picture.width as f32 * scale.0, example.picture.height as f32 * scale.1);
             // The inner corner touches the centre, shifted inwards by a random part of what does not fit.
-            let slack = |room: f32, len: f32, rng: &mut ChaCha8Rng| if len > room { rng.random_range(0.0..1.0) * (len - room) } else { 0.0 };
+            let slack = |room: f32, len: f32, rng: &mut ChaCha8Rng| {
+                if len > room { rng.random_range(0.0..1.0) * (len - room) } else { 0.0 }
+            };
             let (sx, sy) = (slack((x1 - x0) as f32, w, rng), slack((y1 - y0) as f32, h, rng));
-            let origin = (if is_right { x0 as f32 - sx } else { x1 as f32 - w + sx }, if is_low { y0 as f32 - sy } else { y1 as f32 - h + sy });
+            let origin = (
+                if is_right { x0 as f32 - sx } else { x1 as f32 - w + sx },
+                if is_low { y0 as f32 - sy } else { y1 as f32 - h + sy },
+            );
             let flip = rng.random_range(0.0..1.0) < how.flip;
             place(&mut sample, example, width, &Placement { scale, origin, flip, clip: (x0, y0, x1, y1) });
         }

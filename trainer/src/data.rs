@@ -41,7 +41,8 @@ pub struct Example {
 }
 
 /// How scored labels are used.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone, Copy, PartialEq, serde::Serialize, serde::Deserialize)]
+#[serde(deny_unknown_fields)]
 pub struct ScoreBands {
     /// From here an object.
     pub positive: f64,
@@ -70,8 +71,9 @@ impl Folder {
 }
 
 fn read_coco(path: &Path) -> Result<CocoDataset> {
-    let text = std::fs::read_to_string(path)
-        .with_context(|| format!("cannot read {}; a data set is a folder with annotations.json (COCO) and images/", path.display()))?;
+    let text = std::fs::read_to_string(path).with_context(|| {
+        format!("cannot read {}; a data set is a folder with annotations.json (COCO) and images/", path.display())
+    })?;
     CocoDataset::parse(&text).with_context(|| path.display().to_string())
 }
 
@@ -83,7 +85,13 @@ pub fn class_by_category(coco: &CocoDataset, classes: &[String]) -> HashMap<u32,
 
 /// Reads and decodes a whole data set. `pseudo` completes classes that a picture's own labels leave out: with it they
 /// count as known.
-pub fn load(folder: &Folder, classes: &[String], pseudo: Option<&Path>, bands: ScoreBands, limit: Option<usize>) -> Result<Vec<Example>> {
+pub fn load(
+    folder: &Folder,
+    classes: &[String],
+    pseudo: Option<&Path>,
+    bands: ScoreBands,
+    limit: Option<usize>,
+) -> Result<Vec<Example>> {
     let class_of = class_by_category(&folder.coco, classes);
     if let Some(missing) = classes.iter().find(|class| !folder.coco.categories.iter().any(|c| &c.name == *class)) {
         if pseudo.is_none() {
@@ -123,7 +131,8 @@ pub fn load(folder: &Folder, classes: &[String], pseudo: Option<&Path>, bands: S
         .map(|image| {
             let picture = images::open(&folder.image_path(&image.file_name))?;
             bar.inc(1);
-            let is_known = category_of.iter().map(|id| pseudo.is_some() || id.is_some_and(|id| image.is_exhaustive(id))).collect();
+            let is_known =
+                category_of.iter().map(|id| pseudo.is_some() || id.is_some_and(|id| image.is_exhaustive(id))).collect();
             Ok(Example { picture, labels: labels.get(&image.id).cloned().unwrap_or_default(), is_known })
         })
         .collect();

@@ -124,7 +124,14 @@ impl Graph {
         self.push(op, inputs, vec![Value { name, channels, stride }])[0]
     }
 
-    fn conv(&mut self, input: ValueId, name: &str, (kernel, stride, groups): (usize, usize, usize), c_out: usize, (norm, relu): (bool, bool)) -> ValueId {
+    fn conv(
+        &mut self,
+        input: ValueId,
+        name: &str,
+        (kernel, stride, groups): (usize, usize, usize),
+        c_out: usize,
+        (norm, relu): (bool, bool),
+    ) -> ValueId {
         let Value { channels: c_in, stride: at, .. } = self.values[input];
         let conv = Conv { name: name.into(), kernel, stride, groups, c_in, c_out, norm, relu };
         self.one(Op::Conv(conv), vec![input], format!("{name}.out"), c_out, at * stride)

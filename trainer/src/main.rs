@@ -1,1 +1,52 @@
-fn main() {}
+//! `fovea-train`: trains, evaluates, exports and quantises RetinaNet models for `fovea`.
+//!
+//! Built on the library `fovea`, never the other way round: anchors, box coder, preprocessing, NMS and metrics exist
+//! once. What needs gradients is behind the feature `train` (libtorch); the rest is plain Rust.
+
+mod augment;
+#[cfg(feature = "train")]
+mod batches;
+mod calibrate;
+#[cfg(feature = "train")]
+mod checkpoint;
+mod cmds;
+#[cfg(feature = "train")]
+mod config;
+#[cfg(feature = "train")]
+mod cuda;
+#[cfg(feature = "train")]
+mod curve;
+mod data;
+#[cfg(feature = "train")]
+mod evaluate;
+mod export;
+#[cfg(feature = "train")]
+mod fit;
+mod fold;
+mod graph;
+#[cfg(feature = "train")]
+mod loss;
+#[cfg(feature = "train")]
+mod model;
+#[cfg(feature = "train")]
+mod optim;
+mod package;
+mod quantize;
+mod run_dir;
+mod spec;
+mod targets;
+mod weights;
+
+use clap::Parser;
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    let cli = cmds::Cli::parse();
+    match cli.command.run() {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("error: {error:#}");
+            ExitCode::from(if error.is::<cmds::Request>() { 2 } else { 1 })
+        }
+    }
+}

@@ -53,6 +53,11 @@ impl ModelSpec {
         AnchorConfig { center_offset: 0.5, ..AnchorConfig::octaves(2.0, &STRIDES, 3) }
     }
 
+    /// Anchors of the paper (section 4): 32 to 512 pixels, 4 x stride, at the corner of the cell as detectron2 has it.
+    pub fn paper_anchors() -> AnchorConfig {
+        AnchorConfig::octaves(4.0, &STRIDES, 3)
+    }
+
     /// Checks sizes and names.
     pub fn check(&self) -> Result<()> {
         for (key, side) in [("width", self.width), ("height", self.height)] {

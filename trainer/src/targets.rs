@@ -16,7 +16,8 @@ pub const OBJECT: u8 = 1;
 pub const IGNORED: u8 = 2;
 
 /// Thresholds of the matcher.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone, Copy, PartialEq, serde::Serialize, serde::Deserialize)]
+#[serde(deny_unknown_fields)]
 pub struct MatchParams {
     /// From here an anchor is on the object.
     pub foreground: f32,

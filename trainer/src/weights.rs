@@ -87,7 +87,8 @@ pub fn read_initial(path: &Path) -> Result<Weights> {
         other => bail!("{}: input.order {other:?}, expected RGB or BGR", json.display()),
     };
     let Some(mut stem) = weights.remove("stem.weight") else { return Ok(weights) };
-    let mut bias = weights.remove("stem.bias").unwrap_or_else(|| Array { shape: vec![stem.shape[0]], data: vec![0.0; stem.shape[0]] });
+    let mut bias =
+        weights.remove("stem.bias").unwrap_or_else(|| Array { shape: vec![stem.shape[0]], data: vec![0.0; stem.shape[0]] });
     let area = stem.shape[2] * stem.shape[3];
     let foreign = stem.data.clone();
     for (out, shift) in bias.data.iter_mut().enumerate() {

@@ -1,0 +1,230 @@
+//! `fovea-train fit`.
+
+use super::{Request, device};
+use crate::config::FitConfig;
+use crate::data::Folder;
+use crate::fit::{Outcome, Resources, fit};
+use crate::loss::BoxLoss;
+use crate::optim::{Rule, Schedule};
+use crate::run_dir::RunDir;
+use crate::spec::{Backbone, ModelSpec};
+use anyhow::{Context, Result};
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use tch::Kind;
+
+/// A recipe to start from.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+pub enum Preset {
+    /// AdamW, cosine, mosaic, GIoU: for small data and initial weights.
+    Edge,
+    /// The paper's: SGD, two steps, flip only, P3 anchors of 32 pixels, 256 channels.
+    Paper,
+}
+
+/// Arguments of `fovea-train fit`.
+#[derive(Debug, clap::Args)]
+#[command(after_help = "Examples:
+  fovea-train fit --data mydata/train --val mydata/val --out runs/first --init shufflenetv2-x1.0.safetensors
+  fovea-train fit --resume --out runs/first
+
+A data set is a folder with annotations.json (COCO) and images/. Ctrl-C writes a checkpoint and stops; --resume goes on
+from it as if it had never stopped.")]
+pub struct Args {
+    /// Training data: a folder with annotations.json and images/.
+    #[arg(long, required_unless_present_any = ["resume", "config"])]
+    data: Option<PathBuf>,
+    /// Validation data, measured at the end.
+    #[arg(long)]
+    val: Option<PathBuf>,
+    /// Scored annotations that complete the classes a picture's own labels leave out.
+    #[arg(long)]
+    pseudo: Option<PathBuf>,
+    /// Folder of the run: settings, checkpoint, weights, curve.
+    #[arg(long)]
+    out: PathBuf,
+    /// Go on from the checkpoint in --out, with the settings written there.
+    #[arg(long)]
+    resume: bool,
+    /// Settings as a file (fit.toml of another run) instead of flags.
+    #[arg(long, conflicts_with_all = ["data", "resume"])]
+    config: Option<PathBuf>,
+    /// Initial weights (safetensors), taken by name.
+    #[arg(long)]
+    init: Option<PathBuf>,
+    /// Recipe to start from; the flags below change it.
+    #[arg(long, value_enum, default_value = "edge")]
+    preset: Preset,
+    /// Part that makes C3 to C5. [default: shufflenetv2, paper: resnet18]
+    #[arg(long, value_enum)]
+    backbone: Option<Backbone>,
+    /// Batch norm in the backbone: needed from scratch, wrong for initial weights whose batch norm is folded.
+    /// [default: true without --init]
+    #[arg(long)]
+    backbone_norm: Option<bool>,
+    /// Channels of the pyramid and of the towers. [default: 64, paper: 256]
+    #[arg(long)]
+    width_channels: Option<usize>,
+    /// Convolutions in each tower, before the last. [default: 2, paper: 4]
+    #[arg(long)]
+    head_depth: Option<usize>,
+    /// Input width in pixels, a multiple of 32.
+    #[arg(long, default_value_t = 416)]
+    width: usize,
+    /// Input height in pixels, a multiple of 32.
+    #[arg(long, default_value_t = 256)]
+    height: usize,
+    /// Class names in the order of the outputs. [default: the data set's categories]
+    #[arg(long, value_delimiter = ',')]
+    classes: Vec<String>,
+    /// Steps.
+    #[arg(long)]
+    iterations: Option<usize>,
+    /// Pictures a step.
+    #[arg(long)]
+    batch: Option<usize>,
+    /// Highest learning rate.
+    #[arg(long)]
+    lr: Option<f64>,
+    /// Factor on it for the backbone.
+    #[arg(long)]
+    backbone_lr: Option<f64>,
+    /// Optimiser.
+    #[arg(long, value_enum)]
+    rule: Option<Rule>,
+    /// Learning rate over time.
+    #[arg(long, value_enum)]
+    schedule: Option<Schedule>,
+    /// Loss on the boxes.
+    #[arg(long, value_enum)]
+    box_loss: Option<BoxLoss>,
+    /// Probability of four pictures in one.
+    #[arg(long)]
+    mosaic: Option<f32>,
+    /// First part of the run in which LeakyReLU becomes ReLU, for initial weights trained with LeakyReLU.
+    #[arg(long)]
+    leak_share: Option<f64>,
+    /// Seed of everything random.
+    #[arg(long)]
+    seed: Option<u64>,
+    /// Steps between checkpoints.
+    #[arg(long)]
+    checkpoint_every: Option<usize>,
+    /// Steps between evaluations on --val; 0: at the end only.
+    #[arg(long)]
+    eval_every: Option<usize>,
+    /// Stop after this iteration, as Ctrl-C does.
+    #[arg(long)]
+    until: Option<usize>,
+    /// auto, cpu or cuda.
+    #[arg(long, default_value = "auto")]
+    device: String,
+    /// f32, or bf16. [default: bf16 on CUDA, f32 on a CPU]
+    #[arg(long, value_parser = ["f32", "bf16"])]
+    precision: Option<String>,
+    /// Threads of the arithmetic on a CPU.
+    #[arg(long)]
+    threads: Option<usize>,
+    /// Threads that make batches.
+    #[arg(long, default_value_t = 1)]
+    workers: usize,
+}
+
+impl Args {
+    /// Trains.
+    pub fn run(self) -> Result<()> {
+        let device = device(&self.device, self.threads)?;
+        let dir = RunDir(self.out.clone());
+        let config = self.settings(&dir)?;
+        config.check().map_err(|error| Request(format!("{error:#}")))?;
+        std::fs::create_dir_all(&dir.0).with_context(|| format!("cannot make the folder {}", dir.0.display()))?;
+        config.write(&dir.config())?;
+        config.model.write(&dir.model())?;
+        let kind = match self.precision.as_deref() {
+            Some("bf16") => Kind::BFloat16,
+            None if device.is_cuda() => Kind::BFloat16,
+            _ => Kind::Float,
+        };
+        if device.is_cuda() {
+            tch::Cuda::cudnn_set_benchmark(true);
+        }
+        let stop = Arc::new(AtomicBool::new(false));
+        let flag = Arc::clone(&stop);
+        ctrlc::set_handler(move || {
+            if flag.swap(true, Ordering::Relaxed) {
+                std::process::exit(130);
+            }
+            eprintln!("stopping after this step; again to stop at once");
+        })?;
+        let resources = Resources { device, kind, workers: self.workers };
+        match fit(&config, &dir, self.resume, resources, self.until, &stop)? {
+            Outcome::Done => eprintln!("done: {}", dir.weights().display()),
+            Outcome::Stopped(at) => {
+                eprintln!("stopped before iteration {at}; go on with: fovea-train fit --resume --out {}", dir.0.display())
+            }
+        }
+        Ok(())
+    }
+
+    fn settings(&self, dir: &RunDir) -> Result<FitConfig> {
+        if self.resume {
+            if !dir.checkpoint().exists() {
+                return Err(Request(format!("--resume: there is no {}", dir.checkpoint().display())).into());
+            }
+            return FitConfig::read(&dir.config());
+        }
+        if dir.checkpoint().exists() {
+            return Err(Request(format!(
+                "{} holds a run already; use --resume to go on with it, or another --out",
+                dir.0.display()
+            ))
+            .into());
+        }
+        if let Some(path) = &self.config {
+            return FitConfig::read(path);
+        }
+        let data = self.data.clone().ok_or_else(|| Request("--data is missing".into()))?;
+        let is_paper = self.preset == Preset::Paper;
+        let classes = if self.classes.is_empty() {
+            Folder::open(&data)?.coco.categories.into_iter().map(|category| category.name).collect()
+        } else {
+            self.classes.clone()
+        };
+        let channels = self.width_channels.unwrap_or(if is_paper { 256 } else { 64 });
+        let model = ModelSpec {
+            backbone: self.backbone.unwrap_or(if is_paper { Backbone::ResNet18 } else { Backbone::ShuffleNetV2 }),
+            backbone_norm: self.backbone_norm.unwrap_or(self.init.is_none()),
+            fpn_width: channels,
+            head_width: channels,
+            head_depth: self.head_depth.unwrap_or(if is_paper { 4 } else { 2 }),
+            width: self.width,
+            height: self.height,
+            classes,
+            anchors: if is_paper { ModelSpec::paper_anchors() } else { ModelSpec::edge_anchors() },
+        };
+        let mut config = if is_paper { FitConfig::paper(data, model) } else { FitConfig::edge(data, model) };
+        config.val.clone_from(&self.val);
+        config.pseudo.clone_from(&self.pseudo);
+        config.init.clone_from(&self.init);
+        set(&mut config.iterations, self.iterations);
+        set(&mut config.batch, self.batch);
+        set(&mut config.lr, self.lr);
+        set(&mut config.backbone_lr, self.backbone_lr);
+        set(&mut config.rule, self.rule);
+        set(&mut config.schedule, self.schedule);
+        set(&mut config.box_loss, self.box_loss);
+        set(&mut config.augment.mosaic, self.mosaic);
+        set(&mut config.leak_share, self.leak_share);
+        set(&mut config.seed, self.seed);
+        set(&mut config.checkpoint_every, self.checkpoint_every);
+        set(&mut config.eval_every, self.eval_every);
+        Ok(config)
+    }
+}
+
+fn set<T>(value: &mut T, given: Option<T>) {
+    if let Some(given) = given {
+        *value = given;
+    }
+}

@@ -1,0 +1,73 @@
+//! The subcommands, one file each.
+
+mod data;
+#[cfg(feature = "train")]
+mod eval;
+mod export;
+#[cfg(feature = "train")]
+mod fit;
+
+use anyhow::Result;
+use clap::{Parser, Subcommand};
+
+/// Train, evaluate, quantise and export RetinaNet models for fovea.
+#[derive(Debug, Parser)]
+#[command(name = "fovea-train", version, about, max_term_width = 110)]
+pub struct Cli {
+    /// What to do.
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+/// What can be done.
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Train a network.
+    #[cfg(feature = "train")]
+    Fit(Box<fit::Args>),
+    /// Measure a run's averaged weights on a labelled data set.
+    #[cfg(feature = "train")]
+    Eval(eval::Args),
+    /// Write a run's averaged weights as a float ONNX model.
+    Export(export::Args),
+    /// Look at data sets.
+    Data(data::Args),
+}
+
+/// A request that is wrong, as opposed to work that failed: exit code 2.
+#[derive(Debug, thiserror::Error)]
+#[error("{0}")]
+pub struct Request(pub String);
+
+impl Command {
+    /// Runs the command.
+    pub fn run(self) -> Result<()> {
+        match self {
+            #[cfg(feature = "train")]
+            Self::Fit(args) => args.run(),
+            #[cfg(feature = "train")]
+            Self::Eval(args) => args.run(),
+            Self::Export(args) => args.run(),
+            Self::Data(args) => args.run(),
+        }
+    }
+}
+
+/// The device that `--device` names.
+#[cfg(feature = "train")]
+pub fn device(name: &str, threads: Option<usize>) -> Result<tch::Device> {
+    let has_cuda = crate::cuda::load_backend() && tch::Cuda::is_available();
+    if let Some(threads) = threads {
+        tch::set_num_threads(i32::try_from(threads).unwrap_or(i32::MAX));
+    }
+    match name {
+        "auto" if has_cuda => Ok(tch::Device::Cuda(0)),
+        "auto" | "cpu" => Ok(tch::Device::Cpu),
+        "cuda" if has_cuda => Ok(tch::Device::Cuda(0)),
+        "cuda" => Err(Request(
+            "--device cuda: no CUDA device; put the folder lib/ of a CUDA build of PyTorch 2.11 on LD_LIBRARY_PATH, or use --device cpu".into(),
+        )
+        .into()),
+        other => Err(Request(format!("--device {other}: expected auto, cpu or cuda")).into()),
+    }
+}

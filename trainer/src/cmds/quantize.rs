@@ -1,0 +1,279 @@
+//! `fovea-train quantize`.
+
+use super::Request;
+use crate::calibrate::calibrate;
+use crate::data::{Folder, progress};
+use crate::export::{Quantization, float_model, quantized_model};
+use crate::fold::fold;
+use crate::graph::Graph;
+use crate::package::{self, write_atomic};
+use crate::quantize::quantize_convs;
+use crate::run_dir::RunDir;
+use crate::spec::ModelSpec;
+use crate::weights;
+use anyhow::{Context, Result, bail};
+use fovea::eval::EvalReport;
+use fovea::executor::onnx;
+use fovea::images;
+use fovea::pipeline::detector::hex;
+use fovea::pipeline::evaluate::{EvaluateOptions, Evaluation, evaluate};
+use fovea::preprocess::Preprocessor;
+use rand::{SeedableRng, seq::SliceRandom};
+use rand_chacha::ChaCha8Rng;
+use rayon::prelude::*;
+use sha2::{Digest, Sha256};
+use std::path::{Path, PathBuf};
+
+/// Arguments of `fovea-train quantize`.
+#[derive(Debug, clap::Args)]
+#[command(after_help = "Example:
+  fovea-train quantize --run runs/first --data mydata/train --val mydata/val --out models/first
+
+Ranges come from pictures of --data, accuracy from --val: float and int8 are both measured, and the model is not written
+if int8 loses more than --max-loss AP points, unless --accept-loss is given.")]
+pub struct Args {
+    /// Folder of a run.
+    #[arg(long)]
+    run: PathBuf,
+    /// Pictures to take ranges from: a data set folder, usually the training data.
+    #[arg(long)]
+    data: PathBuf,
+    /// Labelled data to measure on.
+    #[arg(long)]
+    val: PathBuf,
+    /// Model folder to write.
+    #[arg(long)]
+    out: PathBuf,
+    /// Name of the model. [default: the folder's name]
+    #[arg(long)]
+    name: Option<String>,
+    /// Pictures for calibration.
+    #[arg(long, default_value_t = 512, value_parser = clap::value_parser!(u32).range(256..))]
+    pictures: u32,
+    /// Seed of their choice.
+    #[arg(long, default_value_t = 1)]
+    seed: u64,
+    /// AP points that int8 may lose.
+    #[arg(long, default_value_t = 1.0)]
+    max_loss: f64,
+    /// Write the model whatever it loses.
+    #[arg(long)]
+    accept_loss: bool,
+    /// Text for the card: data, licences, recipe. A Markdown file.
+    #[arg(long)]
+    card: Option<PathBuf>,
+}
+
+impl Args {
+    /// Quantises.
+    pub fn run(self) -> Result<()> {
+        let dir = RunDir(self.run.clone());
+        let spec = ModelSpec::read(&dir.model())?;
+        let graph = Graph::new(&spec);
+        let weights = weights::read(&dir.weights())?.weights;
+        let folded = fold(&graph, &weights).with_context(|| dir.weights().display().to_string())?;
+        let heads: Vec<usize> = graph.levels.iter().flat_map(|&(cls, bbox)| [cls, bbox]).collect();
+        let taps: Vec<usize> = (1..graph.values.len()).filter(|id| !heads.contains(id)).collect();
+
+        let pictures = self.calibration_pictures(&spec)?;
+        let bar = progress(2 * pictures.len(), "calibrating");
+        let tapped = onnx::encode(&float_model(&graph, &spec, &folded, &taps));
+        let activations = calibrate(&graph, &tapped, &taps, &pictures, &bar)?;
+        bar.finish_and_clear();
+        let quantization = Quantization { activations, convs: quantize_convs(&graph, &folded) };
+
+        let name = self.name.clone().unwrap_or_else(|| package::name_of(&self.out));
+        let work = tempfile_dir(&self.out)?;
+        let float_dir = work.join("float");
+        let int8_dir = work.join("int8");
+        let float = onnx::encode(&float_model(&graph, &spec, &folded, &[]));
+        let int8 = onnx::encode(&quantized_model(&graph, &spec, &folded, &quantization));
+        write_model(&float_dir, &spec, &name, &float, None)?;
+        write_model(&int8_dir, &spec, &name, &int8, None)?;
+        let float_eval = measure(&float_dir, &self.val, "float")?.evaluator.summarize();
+        let int8_measured = measure(&int8_dir, &self.val, "int8")?;
+        let int8_eval = int8_measured.evaluator.summarize();
+        let table = package::comparison(&float_eval, &int8_eval);
+        eprintln!("{table}");
+        let loss = 100.0 * (float_eval.ap.unwrap_or(0.0) - int8_eval.ap.unwrap_or(0.0));
+        if loss > self.max_loss && !self.accept_loss {
+            std::fs::remove_dir_all(&work).ok();
+            bail!(
+                "int8 loses {loss:.2} AP points against float, more than --max-loss {}; calibrate on more pictures (--pictures), train \
+                 longer, or write it all the same with --accept-loss",
+                self.max_loss
+            );
+        }
+        let thresholds = display_thresholds(&spec, &int8_measured);
+        write_model(&self.out, &spec, &name, &int8, Some(thresholds))?;
+        let golden = package::golden(&self.out, &spec, &int8)?;
+        write_atomic(&self.out.join("golden.json"), serde_json::to_string_pretty(&golden)?.as_bytes())?;
+        write_atomic(&self.out.join("README.md"), self.model_card(&name, &spec, &int8, &int8_eval, &table)?.as_bytes())?;
+        std::fs::remove_dir_all(&work).ok();
+        eprintln!("wrote {}: {} bytes, int8 loses {loss:.2} AP points", self.out.display(), int8.len());
+        Ok(())
+    }
+
+    /// Letterboxed pictures, chosen at random, the same ones for the same seed.
+    fn calibration_pictures(&self, spec: &ModelSpec) -> Result<Vec<Vec<u8>>> {
+        let folder = Folder::open(&self.data)?;
+        let mut names: Vec<&String> = folder.coco.images.iter().map(|image| &image.file_name).collect();
+        names.shuffle(&mut ChaCha8Rng::seed_from_u64(self.seed));
+        names.truncate(self.pictures as usize);
+        if names.is_empty() {
+            return Err(Request(format!("{}: no pictures to calibrate on", self.data.display())).into());
+        }
+        let size = (spec.width, spec.height);
+        names
+            .par_iter()
+            .map(|name| {
+                let picture = images::open(&folder.image_path(name))?;
+                let mut pixels = vec![0; size.0 * size.1 * 3];
+                Preprocessor::new(size).run(&picture.as_picture(), &mut pixels);
+                Ok(pixels)
+            })
+            .collect()
+    }
+
+    fn model_card(&self, name: &str, spec: &ModelSpec, int8: &[u8], eval: &EvalReport, table: &str) -> Result<String> {
+        let given = match &self.card {
+            Some(path) => std::fs::read_to_string(path).with_context(|| format!("cannot read {}", path.display()))?,
+            None => "Data, licences and recipe: not stated (`fovea-train quantize --card FILE`).\n".to_owned(),
+        };
+        Ok(format!(
+            "# {name}\n\nRetinaNet, int8 (QDQ ONNX, `model.onnx`, {} bytes, SHA-256 `{}`). Backbone {:?}, pyramid P3–P7 of {} channels, \
+             towers of {} x {} channels, {} anchors a cell, input {}x{}.\n\nClasses: {}.\n\n{given}\n## Accuracy\n\nOn the validation \
+             data named above, {} pictures, COCO metrics in percent, `fovea eval --model DIR --data DIR`:\n\n{table}",
+            int8.len(),
+            hex(&Sha256::digest(int8)),
+            spec.backbone,
+            spec.fpn_width,
+            spec.head_depth,
+            spec.head_width,
+            spec.anchors.n_per_cell(),
+            spec.width,
+            spec.height,
+            spec.classes.join(", "),
+            eval.images,
+        ))
+    }
+}
+
+/// A folder beside `out` for what is measured before anything is written there.
+fn tempfile_dir(out: &Path) -> Result<PathBuf> {
+    let work = out.with_file_name(format!(".{}.work", package::name_of(out)));
+    std::fs::create_dir_all(&work).with_context(|| format!("cannot make the folder {}", work.display()))?;
+    Ok(work)
+}
+
+fn write_model(dir: &Path, spec: &ModelSpec, name: &str, network: &[u8], display: Option<Vec<f32>>) -> Result<()> {
+    std::fs::create_dir_all(dir).with_context(|| format!("cannot make the folder {}", dir.display()))?;
+    let mut manifest = spec.manifest(name, "model.onnx");
+    manifest.network.sha256 = Some(hex(&Sha256::digest(network)));
+    manifest.postprocess.display_threshold = display.unwrap_or_default();
+    write_atomic(&dir.join("model.onnx"), network)?;
+    write_atomic(&dir.join("manifest.toml"), manifest.to_toml().as_bytes())?;
+    write_atomic(&dir.join("labels.txt"), package::labels(spec).as_bytes())
+}
+
+fn measure(model_dir: &Path, data: &Path, what: &'static str) -> Result<Evaluation> {
+    let bar = progress(0, what);
+    let options = EvaluateOptions { allow_float: true, ..EvaluateOptions::default() };
+    let found = evaluate(model_dir, data, &options, &|done, total| {
+        bar.set_length(total as u64);
+        bar.set_position(done as u64);
+    });
+    bar.finish_and_clear();
+    Ok(found?)
+}
+
+/// The threshold of best F1 for each class; 0.4 for a class that `val` has not.
+fn display_thresholds(spec: &ModelSpec, evaluation: &Evaluation) -> Vec<f32> {
+    let found = evaluation.evaluator.best_f1_thresholds();
+    let names = evaluation.evaluator.categories();
+    spec.classes
+        .iter()
+        .map(|class| {
+            let id = names.iter().find(|(_, name)| name == class).map(|(id, _)| *id);
+            let best = id.and_then(|id| found.iter().find(|threshold| threshold.category_id == id));
+            best.map_or(0.4, |threshold| (threshold.score_threshold * 1000.0).round() as f32 / 1000.0)
+        })
+        .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::package::{planar, test_picture};
+    use crate::spec::Backbone;
+    use crate::weights::{Array, Weights};
+    use fovea::executor::{LoadOptions, Network};
+    use rand::RngExt;
+
+    /// Random weights of a sensible size for every parameter of the network.
+    fn random_weights(graph: &Graph, seed: u64) -> Weights {
+        let mut rng = ChaCha8Rng::seed_from_u64(seed);
+        let mut weights = Weights::new();
+        for conv in graph.convs() {
+            let fan_in = conv.c_in / conv.groups * conv.kernel * conv.kernel;
+            let reach = (6.0 / fan_in as f32).sqrt();
+            let mut add = |suffix: &str, shape: &[usize], low: f32, high: f32| {
+                let data = (0..shape.iter().product()).map(|_| rng.random_range(low..high)).collect();
+                weights.insert(format!("{}.{suffix}", conv.name), Array { shape: shape.to_vec(), data });
+            };
+            add("weight", &[conv.c_out, conv.c_in / conv.groups, conv.kernel, conv.kernel], -reach, reach);
+            if conv.norm {
+                add("norm.weight", &[conv.c_out], 0.8, 1.2);
+                add("norm.bias", &[conv.c_out], -0.1, 0.1);
+                add("norm.running_mean", &[conv.c_out], -0.1, 0.1);
+                add("norm.running_var", &[conv.c_out], 0.8, 1.2);
+            } else {
+                add("bias", &[conv.c_out], -0.1, 0.1);
+            }
+        }
+        weights
+    }
+
+    #[test]
+    fn every_backbone_becomes_an_integer_network_near_its_float_form() {
+        for backbone in [Backbone::ShuffleNetV2, Backbone::EdgeLite, Backbone::EdgeRes, Backbone::ResNet18] {
+            let spec = ModelSpec {
+                backbone,
+                backbone_norm: true,
+                fpn_width: 16,
+                head_width: 16,
+                head_depth: 1,
+                width: 96,
+                height: 64,
+                classes: vec!["a".into(), "b".into()],
+                anchors: ModelSpec::edge_anchors(),
+            };
+            let graph = Graph::new(&spec);
+            let folded = fold(&graph, &random_weights(&graph, 3)).unwrap();
+            let taps: Vec<usize> =
+                (1..graph.values.len()).filter(|id| !graph.levels.iter().any(|&(c, b)| c == *id || b == *id)).collect();
+            let pixels = test_picture(96, 64);
+            let tapped = onnx::encode(&float_model(&graph, &spec, &folded, &taps));
+            let bar = indicatif::ProgressBar::hidden();
+            let activations = calibrate(&graph, &tapped, &taps, &[pixels.clone(), pixels.clone()], &bar).unwrap();
+            let quantization = Quantization { activations, convs: quantize_convs(&graph, &folded) };
+            let float = onnx::encode(&float_model(&graph, &spec, &folded, &[]));
+            let int8 = onnx::encode(&quantized_model(&graph, &spec, &folded, &quantization));
+            let options = LoadOptions { threads: 1, allow_float: true };
+            let mut float = Network::load(&float, &options).unwrap_or_else(|error| panic!("{backbone:?}: {error}"));
+            let mut int8 =
+                Network::load(&int8, &LoadOptions::default()).unwrap_or_else(|error| panic!("{backbone:?}: {error}"));
+            assert_eq!(int8.census().float_convs, 0, "{backbone:?}");
+            let input = planar(&pixels);
+            let (wanted, got) = (float.run_f32(&input).unwrap(), int8.run_f32(&input).unwrap());
+            assert_eq!(wanted.len(), 10, "{backbone:?}");
+            // Correlation over all logits of the finest level: quantisation noise is small beside the signal.
+            let (a, b) = (&wanted[0], &got[0]);
+            let mean = |v: &[f32]| v.iter().sum::<f32>() / v.len() as f32;
+            let (ma, mb) = (mean(a), mean(b));
+            let dot = |x: &[f32], mx: f32, y: &[f32], my: f32| x.iter().zip(y).map(|(p, q)| (p - mx) * (q - my)).sum::<f32>();
+            let correlation = dot(a, ma, b, mb) / (dot(a, ma, a, ma) * dot(b, mb, b, mb)).sqrt();
+            assert!(correlation > 0.98, "{backbone:?}: correlation {correlation}");
+        }
+    }
+}

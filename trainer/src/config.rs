@@ -1,0 +1,185 @@
+//! Everything that decides a training run. Written to `fit.toml` of the run, read again by `fit --resume`.
+
+use crate::augment::Augmentation;
+use crate::data::ScoreBands;
+use crate::spec::ModelSpec;
+use crate::targets::MatchParams;
+use anyhow::{Context, Result, bail};
+use serde::{Deserialize, Serialize};
+use std::path::{Path, PathBuf};
+
+#[cfg(feature = "train")]
+pub use crate::{
+    loss::{BoxLoss, Focal},
+    optim::{Rule, Schedule},
+};
+
+/// A training run.
+#[cfg(feature = "train")]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct FitConfig {
+    /// Training data: a folder with `annotations.json` and `images/`.
+    pub data: PathBuf,
+    /// Scored annotations that complete the classes a picture's own labels leave out.
+    pub pseudo: Option<PathBuf>,
+    /// Validation data.
+    pub val: Option<PathBuf>,
+    /// Initial weights (safetensors); arrays are taken by name.
+    pub init: Option<PathBuf>,
+    /// Pictures a step.
+    pub batch: usize,
+    /// Steps.
+    pub iterations: usize,
+    /// Rule that changes the weights.
+    pub rule: Rule,
+    /// Learning rate over time.
+    pub schedule: Schedule,
+    /// Highest learning rate.
+    pub lr: f64,
+    /// Factor on it for the backbone.
+    pub backbone_lr: f64,
+    /// Weight decay.
+    pub weight_decay: f64,
+    /// Steps of linear warm-up.
+    pub warmup: usize,
+    /// Largest norm of the gradients.
+    pub clip: f64,
+    /// Share of the moving average that is kept at each step.
+    pub ema: f64,
+    /// Probability that the classifier gives everything at the start.
+    pub prior: f64,
+    /// Classification loss.
+    pub focal: Focal,
+    /// Box loss.
+    pub box_loss: BoxLoss,
+    /// Weight of the box loss.
+    pub box_weight: f64,
+    /// Matcher.
+    pub matching: MatchParams,
+    /// Use of scored labels.
+    pub bands: ScoreBands,
+    /// Pictures with a class in fewer than this share of pictures come more often; 0: each comes once an epoch.
+    pub repeat_below: f64,
+    /// Augmentation.
+    pub augment: Augmentation,
+    /// Last part of the run, as a share, without mosaic.
+    pub mosaic_off: f64,
+    /// First part of the run, as a share, in which the slope of the activation below 0 falls from `leak` to 0.
+    pub leak_share: f64,
+    /// Slope at the start.
+    pub leak: f64,
+    /// Seed of everything random.
+    pub seed: u64,
+    /// Steps between checkpoints.
+    pub checkpoint_every: usize,
+    /// Steps between evaluations; 0: at the end only.
+    pub eval_every: usize,
+    /// The network.
+    pub model: ModelSpec,
+}
+
+#[cfg(feature = "train")]
+impl FitConfig {
+    /// The edge preset: what `docs/training.md` recommends for small data and initial weights.
+    pub fn edge(data: PathBuf, model: ModelSpec) -> Self {
+        Self {
+            data,
+            pseudo: None,
+            val: None,
+            init: None,
+            batch: 16,
+            iterations: 6000,
+            rule: Rule::AdamW,
+            schedule: Schedule::Cosine,
+            lr: 1.5e-3,
+            backbone_lr: 0.2,
+            weight_decay: 0.05,
+            warmup: 250,
+            clip: 10.0,
+            ema: 0.9985,
+            prior: 0.01,
+            focal: Focal::default(),
+            box_loss: BoxLoss::Giou,
+            box_weight: 2.0,
+            matching: MatchParams { foreground: 0.5, background: 0.4, low_quality: 0.15 },
+            bands: ScoreBands { positive: 0.45, ignore: 0.2 },
+            repeat_below: 0.1,
+            augment: Augmentation::default(),
+            mosaic_off: 0.12,
+            leak_share: 0.0,
+            leak: 0.1,
+            seed: 1,
+            checkpoint_every: 500,
+            eval_every: 0,
+            model,
+        }
+    }
+
+    /// The paper's recipe (section 4.1): SGD 0.01 for a batch of 16, two drops, horizontal flip only, no rescue of
+    /// objects without a good anchor, L1 on the boxes.
+    pub fn paper(data: PathBuf, model: ModelSpec) -> Self {
+        Self {
+            iterations: 90_000,
+            rule: Rule::Sgd,
+            schedule: Schedule::Steps,
+            lr: 0.01,
+            backbone_lr: 1.0,
+            weight_decay: 1e-4,
+            warmup: 1000,
+            box_loss: BoxLoss::SmoothL1,
+            box_weight: 1.0,
+            matching: MatchParams { foreground: 0.5, background: 0.4, low_quality: 2.0 },
+            repeat_below: 0.0,
+            augment: Augmentation::FLIP_ONLY,
+            mosaic_off: 0.0,
+            ..Self::edge(data, model)
+        }
+    }
+
+    /// Checks the values that cannot be.
+    pub fn check(&self) -> Result<()> {
+        self.model.check()?;
+        for (key, holds, found, expected) in [
+            ("batch", (1..=4096).contains(&self.batch), self.batch.to_string(), "1 to 4096"),
+            ("iterations", self.iterations > 0, self.iterations.to_string(), "at least 1"),
+            ("lr", self.lr > 0.0 && self.lr.is_finite(), self.lr.to_string(), "above 0"),
+            ("clip", self.clip > 0.0, self.clip.to_string(), "above 0"),
+            ("ema", (0.0..1.0).contains(&self.ema), self.ema.to_string(), "0 up to, not including, 1"),
+            ("prior", self.prior > 0.0 && self.prior < 1.0, self.prior.to_string(), "between 0 and 1"),
+            ("focal.alpha", (0.0..=1.0).contains(&self.focal.alpha), self.focal.alpha.to_string(), "0 to 1"),
+            ("focal.gamma", (0.0..=10.0).contains(&self.focal.gamma), self.focal.gamma.to_string(), "0 to 10"),
+            ("checkpoint_every", self.checkpoint_every > 0, self.checkpoint_every.to_string(), "at least 1"),
+        ] {
+            if !holds {
+                bail!("`{key}` is {found}, expected {expected}");
+            }
+        }
+        Ok(())
+    }
+
+    /// Reads `fit.toml`.
+    pub fn read(path: &Path) -> Result<Self> {
+        let text = std::fs::read_to_string(path).with_context(|| format!("cannot read {}", path.display()))?;
+        let config: Self = toml::from_str(&text).with_context(|| path.display().to_string())?;
+        config.check().with_context(|| path.display().to_string())?;
+        Ok(config)
+    }
+
+    /// Writes `fit.toml`.
+    pub fn write(&self, path: &Path) -> Result<()> {
+        std::fs::write(path, toml::to_string(self)?).with_context(|| format!("cannot write {}", path.display()))
+    }
+
+    /// Slope of the activation below 0 at `iteration`.
+    pub fn slope(&self, iteration: usize) -> f64 {
+        let until = self.leak_share * self.iterations as f64;
+        (self.leak * (1.0 - iteration as f64 / until.max(1.0))).max(0.0) * f64::from(u8::from(until > 0.0))
+    }
+
+    /// Augmentation at `iteration`.
+    pub fn augment(&self, iteration: usize) -> Augmentation {
+        let is_late = iteration as f64 >= (1.0 - self.mosaic_off) * self.iterations as f64;
+        Augmentation { mosaic: if is_late { 0.0 } else { self.augment.mosaic }, ..self.augment }
+    }
+}

@@ -1,0 +1,62 @@
+//! The training curve, as CSV and as a picture.
+
+use crate::fit::Losses;
+use anyhow::{Context, Result};
+use plotters::prelude::*;
+use std::io::Write;
+use std::path::{Path, PathBuf};
+
+const HEADER: &str = "iteration,lr,cls_loss,box_loss,grad_norm,images_per_s";
+
+/// A `curve.csv` that is appended to.
+#[derive(Debug)]
+pub struct Curve {
+    path: PathBuf,
+}
+
+impl Curve {
+    /// Starts a curve, or goes on with one: lines after iteration `resume_at` belong to what is repeated and go.
+    pub fn open(path: &Path, resume_at: Option<usize>) -> Result<Self> {
+        let mut text = format!("{HEADER}\n");
+        if let (Some(at), Ok(old)) = (resume_at, std::fs::read_to_string(path)) {
+            let is_kept = |line: &&str| line.split(',').next().and_then(|n| n.parse().ok()).is_some_and(|n: usize| n <= at);
+            old.lines().filter(is_kept).for_each(|line| text.push_str(&format!("{line}\n")));
+        }
+        std::fs::write(path, text).with_context(|| format!("cannot write {}", path.display()))?;
+        Ok(Self { path: path.to_owned() })
+    }
+
+    /// Adds a line.
+    pub fn append(&self, iteration: usize, lr: f64, mean: Losses, rate: f64) -> Result<()> {
+        let mut file =
+            std::fs::OpenOptions::new().append(true).open(&self.path).with_context(|| self.path.display().to_string())?;
+        writeln!(file, "{iteration},{lr:.6},{:.5},{:.5},{:.4},{rate:.2}", mean.cls, mean.bbox, mean.norm)
+            .with_context(|| format!("cannot write {}", self.path.display()))
+    }
+
+    /// Draws both losses over the iterations.
+    pub fn plot(&self, path: &Path) -> Result<()> {
+        let text = std::fs::read_to_string(&self.path)?;
+        let rows: Vec<Vec<f64>> = text
+            .lines()
+            .skip(1)
+            .map(|line| line.split(',').filter_map(|v| v.parse().ok()).collect())
+            .filter(|row: &Vec<f64>| row.len() == 6)
+            .collect();
+        let Some(last) = rows.last() else { return Ok(()) };
+        let highest = rows.iter().skip(rows.len() / 50).map(|row| row[2].max(row[3])).fold(0.1, f64::max);
+        let area = BitMapBackend::new(path, (960, 540)).into_drawing_area();
+        area.fill(&WHITE)?;
+        let mut chart = ChartBuilder::on(&area)
+            .margin(16)
+            .set_label_area_size(LabelAreaPosition::Left, 48)
+            .set_label_area_size(LabelAreaPosition::Bottom, 40)
+            .build_cartesian_2d(0.0..last[0].max(1.0), 0.0..highest * 1.05)?;
+        chart.configure_mesh().disable_mesh().draw().ok();
+        for (column, color) in [(2, &BLUE), (3, &RED)] {
+            chart.draw_series(LineSeries::new(rows.iter().map(|row| (row[0], row[column].min(highest))), color))?;
+        }
+        area.present().with_context(|| format!("cannot write {}", path.display()))?;
+        Ok(())
+    }
+}

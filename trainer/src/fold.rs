@@ -1,0 +1,55 @@
+//! Batch norm folded into the convolution in front of it: what is exported and quantised.
+
+use crate::graph::Graph;
+use crate::weights::{Array, Weights};
+use anyhow::{Context, Result, bail};
+use std::collections::BTreeMap;
+
+/// Added to the variance; the same as while training.
+pub const NORM_EPS: f32 = 1e-5;
+
+/// Weights `[O, I / groups, k, k]` and biases of one convolution.
+#[derive(Debug, Clone, PartialEq)]
+pub struct FoldedConv {
+    /// Row-major weights.
+    pub weights: Vec<f32>,
+    /// One a channel.
+    pub bias: Vec<f32>,
+}
+
+/// By name of the convolution.
+pub type Folded = BTreeMap<String, FoldedConv>;
+
+/// Folds every convolution of a network.
+///
+/// # Errors
+/// A missing array or one of another length.
+pub fn fold(graph: &Graph, weights: &Weights) -> Result<Folded> {
+    graph.convs().map(|conv| Ok((conv.name.clone(), fold_conv(conv, weights)?))).collect()
+}
+
+fn fold_conv(conv: &crate::graph::Conv, weights: &Weights) -> Result<FoldedConv> {
+    let len = conv.c_out * conv.c_in / conv.groups * conv.kernel * conv.kernel;
+    let get = |suffix: &str, len: usize| -> Result<&Array> {
+        let name = format!("{}.{suffix}", conv.name);
+        let array = weights.get(&name).with_context(|| format!("the weights have no `{name}`"))?;
+        if array.data.len() != len {
+            bail!("`{name}` has {} values, the network needs {len}", array.data.len());
+        }
+        Ok(array)
+    };
+    let mut folded = FoldedConv { weights: get("weight", len)?.data.clone(), bias: vec![0.0; conv.c_out] };
+    if !conv.norm {
+        folded.bias.clone_from(&get("bias", conv.c_out)?.data);
+        return Ok(folded);
+    }
+    let [gamma, beta, mean, var] =
+        ["norm.weight", "norm.bias", "norm.running_mean", "norm.running_var"].map(|suffix| get(suffix, conv.c_out));
+    let (gamma, beta, mean, var) = (gamma?, beta?, mean?, var?);
+    for (o, taps) in folded.weights.chunks_exact_mut(len / conv.c_out).enumerate() {
+        let scale = gamma.data[o] / (var.data[o] + NORM_EPS).sqrt();
+        taps.iter_mut().for_each(|tap| *tap *= scale);
+        folded.bias[o] = beta.data[o] - mean.data[o] * scale;
+    }
+    Ok(folded)
+}

@@ -1,0 +1,309 @@
+//! The network in libtorch: parameters by name and the forward pass that interprets a [`Graph`].
+//!
+//! In: `[N, H, W, 3]` bytes. Out: for every level logits `[N, H, W, A x K]` and deltas `[N, H, W, A x 4]` in f32.
+//! Activations are kept channels-last, which is what both oneDNN and cuDNN are fast with; masters are f32 whatever the
+//! arithmetic is. A convolution that several levels share normalises over all of them at once.
+
+use crate::graph::{Conv, Graph, Op, ValueId};
+use crate::spec::ModelSpec;
+use crate::weights::{Array, Weights};
+use anyhow::{Result, bail};
+use rand::{RngExt, SeedableRng};
+use rand_chacha::ChaCha8Rng;
+use std::collections::BTreeMap;
+use tch::{Device, Kind, Tensor};
+
+/// Momentum of batch norm's running statistics.
+const NORM_MOMENTUM: f64 = 0.03;
+/// Added to the variance by batch norm.
+pub const NORM_EPS: f64 = 1e-5;
+
+/// Which learning rate a parameter has.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Group {
+    /// Initial weights that are to be kept near.
+    Backbone,
+    /// Everything else.
+    Head,
+}
+
+/// A parameter that is learnt.
+#[derive(Debug)]
+pub struct Param {
+    /// The master, f32, a leaf of the autograd graph.
+    pub tensor: Tensor,
+    /// Its learning rate.
+    pub group: Group,
+    /// Whether weight decay pulls on it: weights yes, biases and batch norm no.
+    pub decays: bool,
+}
+
+/// How a forward pass is done.
+#[derive(Debug, Clone, Copy)]
+pub struct Mode {
+    /// Batch statistics, and running ones updated; else running statistics.
+    pub training: bool,
+    /// Slope of the activation below 0; 0 is `ReLU`.
+    pub slope: f64,
+    /// Type of the arithmetic: f32 or bf16.
+    pub kind: Kind,
+}
+
+impl Mode {
+    /// As the exported network computes.
+    pub const EVAL: Self = Self { training: false, slope: 0.0, kind: Kind::Float };
+}
+
+/// Heads of one level.
+#[derive(Debug)]
+pub struct LevelOutput {
+    /// `[N, H, W, A x K]`, f32.
+    pub cls: Tensor,
+    /// `[N, H, W, A x 4]`, f32.
+    pub bbox: Tensor,
+}
+
+/// A network with its parameters.
+#[derive(Debug)]
+pub struct Model {
+    /// The operators.
+    pub graph: Graph,
+    /// What is learnt, by name.
+    pub params: BTreeMap<String, Param>,
+    /// Running means and variances, by name.
+    pub buffers: BTreeMap<String, Tensor>,
+    device: Device,
+}
+
+/// How many arrays of a file went into the network.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Loaded {
+    /// Arrays of the network that were set.
+    pub set: usize,
+    /// Arrays of the network that the file does not have.
+    pub missing: usize,
+}
+
+impl Model {
+    /// A network with random weights: normal with standard deviation `sqrt(2 / fan_out)` (He et al. 2015), 0.01 for the
+    /// last convolutions, biases 0, and the prior of the paper (section 4.1) for the classification bias.
+    pub fn new(spec: &ModelSpec, prior: f64, seed: u64, device: Device) -> Self {
+        let graph = Graph::new(spec);
+        let mut rng = ChaCha8Rng::seed_from_u64(seed);
+        let mut params = BTreeMap::new();
+        let mut buffers = BTreeMap::new();
+        for conv in graph.convs() {
+            let group =
+                if conv.name.starts_with("fpn.") || conv.name.starts_with("head.") { Group::Head } else { Group::Backbone };
+            let is_last = conv.name.ends_with(".last");
+            let fan_out = conv.kernel * conv.kernel * conv.c_out / conv.groups;
+            let std = if is_last { 0.01 } else { (2.0 / fan_out as f64).sqrt() };
+            let shape = weight_shape(conv);
+            let n: i64 = shape.iter().product();
+            let values: Vec<f32> = (0..n).map(|_| (normal(&mut rng) * std) as f32).collect();
+            let mut add = |name: String, tensor: Tensor, decays: bool| {
+                let tensor = tensor.to_device(device).set_requires_grad(true);
+                params.insert(name, Param { tensor, group, decays });
+            };
+            add(format!("{}.weight", conv.name), Tensor::from_slice(&values).reshape(shape), true);
+            let channels = conv.c_out as i64;
+            if conv.norm {
+                add(format!("{}.norm.weight", conv.name), Tensor::ones([channels], (Kind::Float, Device::Cpu)), false);
+                add(format!("{}.norm.bias", conv.name), Tensor::zeros([channels], (Kind::Float, Device::Cpu)), false);
+                buffers.insert(format!("{}.norm.running_mean", conv.name), Tensor::zeros([channels], (Kind::Float, device)));
+                buffers.insert(format!("{}.norm.running_var", conv.name), Tensor::ones([channels], (Kind::Float, device)));
+            } else {
+                let bias = if conv.name == "head.cls.last" { -((1.0 - prior) / prior).ln() } else { 0.0 };
+                add(format!("{}.bias", conv.name), Tensor::full([channels], bias, (Kind::Float, Device::Cpu)), false);
+            }
+        }
+        Self { graph, params, buffers, device }
+    }
+
+    /// Where the parameters are.
+    pub const fn device(&self) -> Device {
+        self.device
+    }
+
+    /// Sets parameters and running statistics by name.
+    ///
+    /// # Errors
+    /// An array whose shape differs from the network's, or none that fits.
+    pub fn load(&mut self, weights: &Weights) -> Result<Loaded> {
+        let mut loaded = Loaded { set: 0, missing: 0 };
+        let tensors = self.params.iter_mut().map(|(name, p)| (name, &mut p.tensor)).chain(self.buffers.iter_mut());
+        for (name, tensor) in tensors {
+            let Some(array) = weights.get(name) else {
+                loaded.missing += 1;
+                continue;
+            };
+            let shape: Vec<i64> = array.shape.iter().map(|&n| n as i64).collect();
+            if tensor.size() != shape {
+                bail!("`{name}` has shape {shape:?} in the file, {:?} in the network", tensor.size());
+            }
+            let values = Tensor::from_slice(&array.data).reshape(&shape);
+            tch::no_grad(|| tensor.copy_(&values));
+            loaded.set += 1;
+        }
+        if loaded.set == 0 {
+            bail!("none of its {} arrays has the name of a parameter of the network", weights.len());
+        }
+        Ok(loaded)
+    }
+
+    /// Every parameter and running statistic.
+    pub fn weights(&self) -> Result<Weights> {
+        let tensors = self.params.iter().map(|(name, p)| (name, &p.tensor)).chain(&self.buffers);
+        tensors.map(|(name, tensor)| Ok((name.clone(), array(tensor)?))).collect()
+    }
+
+    /// Heads of every level for a batch of pictures, `[N, H, W, 3]` bytes, RGB.
+    pub fn forward(&self, images: &Tensor, mode: Mode) -> Vec<LevelOutput> {
+        let mut values: Vec<Option<Tensor>> = (0..self.graph.values.len()).map(|_| None).collect();
+        // A permuted view of NHWC bytes is an NCHW tensor in channels-last order; the conversion keeps that order.
+        values[0] = Some(images.permute([0, 3, 1, 2]).to_kind(mode.kind) / 255.0);
+        let last_use = self.last_uses();
+        for (step, node) in self.graph.nodes.iter().enumerate() {
+            let inputs: Vec<Tensor> = node.inputs.iter().map(|&id| value(&values, id).shallow_clone()).collect();
+            for &id in &node.inputs {
+                if last_use[id] == step {
+                    values[id] = None;
+                }
+            }
+            match &node.op {
+                Op::Conv(conv) => {
+                    for (&id, output) in node.outputs.iter().zip(self.conv(conv, &inputs, mode)) {
+                        values[id] = Some(output);
+                    }
+                }
+                op => values[node.outputs[0]] = Some(simple(op, &inputs, mode)),
+            }
+        }
+        let heads = |id: ValueId| value(&values, id).permute([0, 2, 3, 1]).to_kind(Kind::Float);
+        self.graph.levels.iter().map(|&(cls, bbox)| LevelOutput { cls: heads(cls), bbox: heads(bbox) }).collect()
+    }
+
+    /// For each value the last step that reads it; the heads are never done with.
+    fn last_uses(&self) -> Vec<usize> {
+        let mut last = vec![usize::MAX; self.graph.values.len()];
+        for (step, node) in self.graph.nodes.iter().enumerate() {
+            node.inputs.iter().for_each(|&id| last[id] = step);
+        }
+        for &(cls, bbox) in &self.graph.levels {
+            (last[cls], last[bbox]) = (usize::MAX, usize::MAX);
+        }
+        last
+    }
+
+    fn conv(&self, conv: &Conv, inputs: &[Tensor], mode: Mode) -> Vec<Tensor> {
+        let param = |suffix: &str| &self.params[&format!("{}.{suffix}", conv.name)].tensor;
+        let weight = param("weight").to_kind(mode.kind);
+        let bias = (!conv.norm).then(|| param("bias").to_kind(mode.kind));
+        let (stride, pad) = ([conv.stride as i64; 2], [(conv.kernel / 2) as i64; 2]);
+        let outputs: Vec<Tensor> =
+            inputs.iter().map(|x| x.conv2d(&weight, bias.as_ref(), stride, pad, [1, 1], conv.groups as i64)).collect();
+        if !conv.norm {
+            return outputs.into_iter().map(|x| if conv.relu { activate(&x, mode) } else { x }).collect();
+        }
+        let (x, sizes) = join(&outputs);
+        let buffer = |suffix: &str| &self.buffers[&format!("{}.norm.{suffix}", conv.name)];
+        let x = x.batch_norm(
+            Some(param("norm.weight")),
+            Some(param("norm.bias")),
+            Some(buffer("running_mean")),
+            Some(buffer("running_var")),
+            mode.training,
+            NORM_MOMENTUM,
+            NORM_EPS,
+            true,
+        );
+        let x = if conv.relu { activate(&x, mode) } else { x };
+        split(&x, &sizes)
+    }
+}
+
+fn value(values: &[Option<Tensor>], id: ValueId) -> &Tensor {
+    values[id].as_ref().expect("nodes are in execution order")
+}
+
+/// Several channels-last activations as one, `[1, C, cells of all, 1]`, so that they are normalised together.
+fn join(xs: &[Tensor]) -> (Tensor, Vec<Vec<i64>>) {
+    let sizes: Vec<Vec<i64>> = xs.iter().map(Tensor::size).collect();
+    if let [x] = xs {
+        return (x.shallow_clone(), sizes);
+    }
+    let flat: Vec<Tensor> = xs.iter().map(|x| x.permute([0, 2, 3, 1]).reshape([-1, x.size()[1]])).collect();
+    (Tensor::cat(&flat, 0).unsqueeze(0).unsqueeze(2).permute([0, 3, 1, 2]), sizes)
+}
+
+/// Undoes [`join`].
+fn split(x: &Tensor, sizes: &[Vec<i64>]) -> Vec<Tensor> {
+    if sizes.len() == 1 {
+        return vec![x.shallow_clone()];
+    }
+    let channels = x.size()[1];
+    let flat = x.permute([0, 2, 3, 1]).reshape([-1, channels]);
+    let mut first = 0;
+    let part = |size: &Vec<i64>| {
+        let cells = size[0] * size[2] * size[3];
+        let part = flat.narrow(0, first, cells).reshape([size[0], size[2], size[3], channels]).permute([0, 3, 1, 2]);
+        first += cells;
+        part
+    };
+    sizes.iter().map(part).collect()
+}
+
+fn activate(x: &Tensor, mode: Mode) -> Tensor {
+    if mode.slope > 0.0 {
+        // (1 - slope) relu(x) + slope x: two vectorised passes, where libtorch's PReLU is a scalar loop.
+        x.relu().lerp(x, mode.slope)
+    } else {
+        x.relu()
+    }
+}
+
+fn simple(op: &Op, inputs: &[Tensor], mode: Mode) -> Tensor {
+    let x = &inputs[0];
+    match op {
+        Op::Conv(_) => unreachable!("done by the model"),
+        Op::MaxPool => x.max_pool2d([3, 3], [2, 2], [1, 1], [1, 1], false),
+        Op::Slice { first, len } => x.narrow(1, *first as i64, *len as i64),
+        Op::Shuffle => {
+            let [n, c, h, w] = sizes(x);
+            let cells = x.permute([0, 2, 3, 1]).reshape([n, h, w, 2, c / 2]).transpose(3, 4);
+            cells.reshape([n, h, w, c]).permute([0, 3, 1, 2])
+        }
+        Op::Concat => Tensor::cat(inputs, 1),
+        Op::Add { relu } => {
+            let sum = x + &inputs[1];
+            if *relu { activate(&sum, mode) } else { sum }
+        }
+        Op::Upsample2 => {
+            let [_, _, h, w] = sizes(x);
+            x.upsample_nearest2d([2 * h, 2 * w], None, None)
+        }
+        Op::Relu => activate(x, mode),
+    }
+}
+
+fn sizes(x: &Tensor) -> [i64; 4] {
+    x.size().try_into().expect("activations have four dimensions")
+}
+
+fn weight_shape(conv: &Conv) -> [i64; 4] {
+    [conv.c_out, conv.c_in / conv.groups, conv.kernel, conv.kernel].map(|n| n as i64)
+}
+
+/// Box-Muller.
+fn normal(rng: &mut ChaCha8Rng) -> f64 {
+    let u: f64 = rng.random_range(f64::MIN_POSITIVE..1.0);
+    let v: f64 = rng.random_range(0.0..std::f64::consts::TAU);
+    (-2.0 * u.ln()).sqrt() * v.cos()
+}
+
+/// A tensor's values.
+pub fn array(tensor: &Tensor) -> Result<Array> {
+    let shape: Vec<usize> = tensor.size().iter().map(|&n| n as usize).collect();
+    let flat = tensor.detach().to_device(Device::Cpu).to_kind(Kind::Float).contiguous().reshape([-1]);
+    Ok(Array { shape, data: Vec::<f32>::try_from(&flat)? })
+}

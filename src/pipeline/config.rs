@@ -19,7 +19,7 @@ pub struct PipelineConfig {
     /// Name of the stream in reports and detections; default: the name of the file or device.
     pub name: Option<String>,
     /// `"max"`: every frame, the source waits; `"live"`: the newest frame wins. Default: `"live"` for cameras and
-    /// RTSP, else `"max"`.
+    /// RTSP (also in `launch`), else `"max"`.
     pub pace: Option<Pace>,
     /// Where frames come from; required here or on the command line.
     pub source: Option<SourceConfig>,
@@ -562,6 +562,10 @@ mod tests {
         for (uri, pace) in [("a.mp4", Pace::Max), ("rtsp://h/1", Pace::Live), ("v4l2:///dev/video0", Pace::Live)] {
             let spec = read(&format!("[source]\nuri = {uri:?}")).unwrap().finish().unwrap();
             assert_eq!((spec.pace, spec.source.sync), (pace, pace == Pace::Live), "{uri}");
+        }
+        for (elements, pace) in [("v4l2src ! videoconvert", Pace::Live), ("filesrc location=a ! decodebin", Pace::Max)] {
+            let spec = read(&format!("[source]\nlaunch = {elements:?}")).unwrap().finish().unwrap();
+            assert_eq!(spec.pace, pace, "{elements}");
         }
         assert!(matches!(read("").unwrap().finish(), Err(ConfigError::NoSource)));
     }

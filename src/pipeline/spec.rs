@@ -251,12 +251,27 @@ impl SourceSpec {
     #[must_use]
     pub fn is_live(&self) -> bool {
         match &self.kind {
-            SourceKind::File(_) | SourceKind::Test { .. } | SourceKind::Images { .. } | SourceKind::Launch(_) => false,
+            SourceKind::File(_) | SourceKind::Test { .. } | SourceKind::Images { .. } => false,
+            SourceKind::Launch(elements) => elements.split_ascii_whitespace().any(|word| LIVE_WORDS.contains(&word)),
             SourceKind::V4l2 { .. } | SourceKind::Libcamera { .. } | SourceKind::Csi { .. } => true,
             SourceKind::Url(url) => !url.expose().starts_with("http"),
         }
     }
 }
+
+/// Elements, and a property, that make a pipeline text live.
+const LIVE_WORDS: [&str; 10] = [
+    "v4l2src",
+    "libcamerasrc",
+    "nvarguscamerasrc",
+    "nvv4l2camerasrc",
+    "rtspsrc",
+    "udpsrc",
+    "srtsrc",
+    "pipewiresrc",
+    "ximagesrc",
+    "is-live=true",
+];
 
 /// Name for reports and messages: the URI, without credentials.
 impl fmt::Display for SourceSpec {

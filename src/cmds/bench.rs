@@ -1,6 +1,6 @@
 //! `fovea bench`: the speed of the whole pipeline without a sink, or of a network alone.
 
-use super::{Failure, run};
+use super::{Failure, bench_model, run};
 use fovea::pipeline::config::Draft;
 use fovea::pipeline::detections::Output;
 use fovea::pipeline::report::Report;
@@ -13,21 +13,38 @@ const EXAMPLES: &str = "\
 Examples:
   fovea bench --source street.mp4 --model models/default
   fovea bench --source test://?frames=200 --seconds 20 --json -
-  fovea bench --source rtsp://10.0.0.7/stream1 --pace live --seconds 60";
+  fovea bench --source rtsp://10.0.0.7/stream1 --pace live --seconds 60
+  fovea bench --model-only models/default --threads 1 --seconds 5
+  fovea bench --model-only network.onnx --native-io --json -
+
+--model-only measures a network without pictures around it: on real values in and out ([C, H, W], as other runtimes take
+them), or on its own bytes with --native-io.";
+
+/// How long a network alone is measured.
+const DEFAULT_MODEL_TIME: Duration = Duration::from_secs(3);
 
 /// Arguments of `fovea bench`.
 #[derive(Debug, clap::Args)]
 #[command(after_help = EXAMPLES)]
 pub(crate) struct Args {
     /// Where frames come from, as for `fovea run`.
-    #[arg(long, value_name = "URI", required = true)]
+    #[arg(long, value_name = "URI", required_unless_present = "model_only")]
     source: Option<String>,
+    /// Measure a network alone: a model folder, or a bare .onnx file.
+    #[arg(long, value_name = "MODEL", conflicts_with_all = ["source", "pace", "max_frames", "model", "score_threshold"])]
+    model_only: Option<PathBuf>,
+    /// With --model-only: bytes [H, W, C] in and quantised values out.
+    #[arg(long)]
+    native_io: bool,
+    /// With --model-only: print {"ready":1}, then for every line `<seconds>` on stdin {"wall":ms,"cpu":ms,"n":count}.
+    #[arg(long, conflicts_with_all = ["json", "seconds"])]
+    worker: bool,
     #[command(flatten)]
     model: run::ModelArgs,
     /// `max`: every frame, as fast as it goes; `live`: frames come at their own pace and the newest wins.
     #[arg(long, default_value = "max")]
     pace: run::PaceArg,
-    /// Stop after so many seconds; default: at the end of the stream.
+    /// Stop after so many seconds; default: at the end of the stream, with --model-only 3.
     #[arg(long, value_name = "N", value_parser = run::seconds)]
     seconds: Option<Duration>,
     /// Stop after so many frames went through the network.
@@ -40,6 +57,22 @@ pub(crate) struct Args {
 
 impl Args {
     pub(crate) fn run(self) -> Result<(), Failure> {
+        if let Some(model) = self.model_only {
+            return bench_model::run(&bench_model::ModelArgs {
+                model,
+                threads: self.model.threads.unwrap_or(0),
+                seconds: self.seconds.unwrap_or(DEFAULT_MODEL_TIME),
+                json: self.json,
+                native_io: self.native_io,
+                worker: self.worker,
+                allow_float: self.model.allow_float,
+            });
+        }
+        if self.native_io || self.worker {
+            return Err(Failure::request(anyhow::anyhow!(
+                "--native-io and --worker measure a network alone: name it with --model-only"
+            )));
+        }
         let source = self.source.as_deref().unwrap_or_default();
         let mut draft = Draft {
             source: Some(SourceSpec::parse(source, Path::new("")).map_err(Failure::request)?),

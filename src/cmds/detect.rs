@@ -1,13 +1,223 @@
-//! `fovea detect`.
+//! `fovea detect`: objects in picture files.
 
 use super::Failure;
+use super::output::ResultFile;
+use fovea::detection::Detection;
+#[cfg(feature = "opencv")]
+use fovea::frame::{ColorInfo, PictureMut, PixelFormat, PlaneMut};
+use fovea::images::{self, RgbPicture};
+use fovea::pipeline::detections::{Objects, probe_writable};
+use fovea::pipeline::detector::{Detector, DetectorOptions, hex};
+use serde::Serialize;
+use sha2::{Digest, Sha256};
+use std::collections::HashSet;
+use std::fmt::Write as _;
+use std::path::{Path, PathBuf};
 
 /// Arguments of `fovea detect`.
 #[derive(Debug, clap::Args)]
-pub(crate) struct Args {}
+#[command(after_help = "\
+Examples:
+  fovea detect --model models/default street.jpg --out annotated
+  fovea detect --model models/default street.jpg --json -
+  fovea detect --model models/default *.jpg --digest
+
+--json writes one line a picture, in the order given; boxes are [x1, y1, x2, y2] in pixels of the picture. A picture that
+cannot be read is reported and left out, and the exit code is 1 then.")]
+pub(crate) struct Args {
+    /// Model folder: manifest.toml and the network that it names.
+    #[arg(long, value_name = "DIR")]
+    model: PathBuf,
+    /// Pictures: JPEG, PNG or WebP.
+    #[arg(required = true, value_name = "IMAGE")]
+    images: Vec<PathBuf>,
+    /// Write the pictures with boxes, class names and scores drawn on them into this folder, under their own names.
+    #[arg(long, value_name = "DIR")]
+    out: Option<PathBuf>,
+    /// Write the detections as JSON lines (`-` = stdout).
+    #[arg(long, value_name = "FILE")]
+    json: Option<PathBuf>,
+    /// Print SHA-256 of all head tensors and of all detections: the same on every CPU.
+    #[arg(long)]
+    digest: bool,
+    /// Show what scores above X, for every class; default: the manifest's display_threshold.
+    #[arg(long, value_name = "X")]
+    score_threshold: Option<f32>,
+    /// Threads that share the rows of a layer; 0: as many as there are processors.
+    #[arg(long, value_name = "N", default_value_t = 0)]
+    threads: usize,
+    /// Accept a network that runs in float.
+    #[arg(long)]
+    allow_float: bool,
+}
+
+/// One line of the result.
+#[derive(Debug, Serialize)]
+struct PictureLine<'a> {
+    v: u32,
+    file: &'a str,
+    width: usize,
+    height: usize,
+    detections: Objects<'a>,
+}
 
 impl Args {
     pub(crate) fn run(self) -> Result<(), Failure> {
-        Err(Failure::failed(anyhow::anyhow!("not built yet")))
+        if let Some(score_threshold) = self.score_threshold
+            && !(0.0..=1.0).contains(&score_threshold)
+        {
+            return Err(Failure::request(anyhow::anyhow!("--score-threshold {score_threshold}: expected 0 to 1")));
+        }
+        if let Some(missing) = self.images.iter().find(|path| !path.is_file()) {
+            return Err(Failure::request(anyhow::anyhow!(
+                "there is no file {}; name pictures (JPEG, PNG, WebP)",
+                missing.display()
+            )));
+        }
+        let json = self.json.as_deref().map(ResultFile::open).transpose()?;
+        let mut annotated = self.out.map(|folder| Annotated::open(folder, &self.images)).transpose()?;
+        let options =
+            DetectorOptions { threads: self.threads, score_threshold: self.score_threshold, allow_float: self.allow_float };
+        let mut detector = Detector::open(&self.model, &options).map_err(Failure::request)?;
+        let labels = detector.manifest().classes.clone();
+        let (mut heads_digest, mut detections_digest) = (Sha256::new(), Sha256::new());
+        let (mut lines, mut table) = (String::new(), String::new());
+        let mut detections = Vec::new();
+        let mut n_failed = 0;
+        for path in &self.images {
+            let mut picture = match images::open(path) {
+                Ok(picture) => picture,
+                Err(error) => {
+                    eprintln!("error: {error}");
+                    n_failed += 1;
+                    continue;
+                }
+            };
+            let digest = self.digest.then_some(&mut heads_digest);
+            detector
+                .detect_with_digest(&picture.as_picture(), &mut detections, digest)
+                .map_err(|error| Failure::failed(anyhow::Error::from(error).context(path.display().to_string())))?;
+            digest_detections(&detections, &mut detections_digest);
+            let file = path.to_string_lossy();
+            let line = PictureLine {
+                v: 1,
+                file: &file,
+                width: picture.width,
+                height: picture.height,
+                detections: Objects { detections: &detections, labels: &labels },
+            };
+            lines.push_str(&serde_json::to_string(&line).map_err(Failure::failed)?);
+            lines.push('\n');
+            describe(&line, &mut table);
+            let objects = line.detections;
+            if let Some(annotated) = &mut annotated {
+                annotated.write(path, &mut picture, objects)?;
+            }
+        }
+        if !json.as_ref().is_some_and(ResultFile::is_stdout) {
+            ResultFile::open("-".as_ref())?.write(&table)?;
+        }
+        if let Some(json) = json {
+            json.write(&lines)?;
+        }
+        if self.digest {
+            let digests = format!("heads {}\ndetections {}\n", hex(&heads_digest.finalize()), hex(&detections_digest.finalize()));
+            ResultFile::open("-".as_ref())?.write(&digests)?;
+        }
+        match n_failed {
+            0 => Ok(()),
+            n => Err(Failure::failed(anyhow::anyhow!("{n} of {} pictures could not be read", self.images.len()))),
+        }
     }
+}
+
+/// Number, then class, score and box of each detection, little endian.
+fn digest_detections(detections: &[Detection], digest: &mut Sha256) {
+    digest.update(u64::try_from(detections.len()).unwrap_or(u64::MAX).to_le_bytes());
+    for detection in detections {
+        digest.update(detection.class_id.0.to_le_bytes());
+        digest.update(detection.score.to_le_bytes());
+        for edge in detection.bbox.to_array() {
+            digest.update(edge.to_le_bytes());
+        }
+    }
+}
+
+/// The line for people.
+fn describe(line: &PictureLine<'_>, text: &mut String) {
+    let Objects { detections, labels } = line.detections;
+    // Writing to a string cannot fail.
+    let _ = writeln!(text, "{} ({}x{}): {} objects", line.file, line.width, line.height, detections.len());
+    for Detection { bbox, class_id, score } in detections {
+        let class = labels.get(class_id.index()).map_or("", String::as_str);
+        let [x1, y1, x2, y2] = bbox.to_array();
+        let _ = writeln!(text, "  {class:<12} {score:.2}  [{x1:.1}, {y1:.1}, {x2:.1}, {y2:.1}]");
+    }
+}
+
+/// Where annotated pictures go.
+#[derive(Debug)]
+struct Annotated {
+    folder: PathBuf,
+    #[cfg(feature = "opencv")]
+    overlay: fovea::overlay::Overlay,
+}
+
+impl Annotated {
+    /// Makes the folder and checks that it can be written.
+    fn open(folder: PathBuf, pictures: &[PathBuf]) -> Result<Self, Failure> {
+        if cfg!(not(feature = "opencv")) {
+            return Err(Failure::request(anyhow::anyhow!("--out needs a build with the feature opencv; this one cannot draw")));
+        }
+        let names: HashSet<_> = pictures.iter().map(|path| Self::name(path)).collect();
+        if names.len() < pictures.len() {
+            return Err(Failure::request(anyhow::anyhow!("--out: two pictures have the same name; give them in two runs")));
+        }
+        let hint = "choose a folder that can be written";
+        let cannot = |what: String| Failure::request(anyhow::anyhow!("cannot write into {}: {what}; {hint}", folder.display()));
+        std::fs::create_dir_all(&folder).map_err(|error| cannot(error.to_string()))?;
+        probe_writable(&folder.join(".fovea-probe")).map_err(|error| cannot(error.to_string()))?;
+        if let Some(same) = pictures.iter().find(|path| is_same_file(path, &folder.join(Self::name(path)))) {
+            return Err(Failure::request(anyhow::anyhow!(
+                "--out {} would overwrite {}; {hint} and that does not hold the pictures",
+                folder.display(),
+                same.display()
+            )));
+        }
+        Ok(Self {
+            folder,
+            #[cfg(feature = "opencv")]
+            overlay: fovea::overlay::Overlay::new(),
+        })
+    }
+
+    /// Name of the annotated picture: the picture's own, as PNG where it is neither PNG nor JPEG.
+    fn name(picture: &Path) -> PathBuf {
+        let name = PathBuf::from(picture.file_name().unwrap_or_default());
+        let extension = name.extension().unwrap_or_default().to_ascii_lowercase();
+        if extension == "png" || extension == "jpg" || extension == "jpeg" { name } else { name.with_extension("png") }
+    }
+
+    /// Draws on the picture and writes it.
+    #[cfg(feature = "opencv")]
+    fn write(&mut self, path: &Path, picture: &mut RgbPicture, objects: Objects<'_>) -> Result<(), Failure> {
+        let (width, height) = (picture.width, picture.height);
+        let plane = PlaneMut { data: &mut picture.data, stride_bytes: 3 * width };
+        let planes = [plane, PlaneMut::default(), PlaneMut::default()];
+        let mut canvas =
+            PictureMut::new(PixelFormat::Rgb, width, height, ColorInfo::default(), planes).map_err(Failure::failed)?;
+        self.overlay.draw(&mut canvas, objects.detections, objects.labels, None).map_err(Failure::failed)?;
+        images::save(&self.folder.join(Self::name(path)), picture).map_err(Failure::failed)
+    }
+
+    /// Refused when opened.
+    #[cfg(not(feature = "opencv"))]
+    #[expect(clippy::unused_self, clippy::unnecessary_wraps, reason = "the same interface as with the feature")]
+    fn write(&mut self, _: &Path, _: &mut RgbPicture, _: Objects<'_>) -> Result<(), Failure> {
+        Ok(())
+    }
+}
+
+fn is_same_file(a: &Path, b: &Path) -> bool {
+    matches!((a.canonicalize(), b.canonicalize()), (Ok(a), Ok(b)) if a == b)
 }

@@ -1,11 +1,14 @@
 //! The subcommands, one file each: arguments and what they do.
 
 mod bench;
+mod bench_model;
 mod check;
 mod detect;
 mod eval;
 mod inspect;
 mod media;
+mod model_file;
+mod output;
 mod run;
 
 use anyhow::Error;

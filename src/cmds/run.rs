@@ -66,13 +66,13 @@ pub(super) struct ModelArgs {
     model: Option<PathBuf>,
     /// Threads of the network; 0: as many as there are processors [default: 0].
     #[arg(long, value_name = "N")]
-    threads: Option<usize>,
+    pub(super) threads: Option<usize>,
     /// Score from which objects are shown, for every class [default: the model's own].
     #[arg(long, value_name = "X", value_parser = score)]
     score_threshold: Option<f32>,
     /// Accept a network that runs in float.
     #[arg(long)]
-    allow_float: bool,
+    pub(super) allow_float: bool,
 }
 
 impl ModelArgs {

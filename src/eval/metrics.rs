@@ -152,7 +152,7 @@ impl CocoEvaluator {
         let mut evaluator = Self { categories, category_idx, image_idx, cells };
         for annotation in &dataset.annotations {
             let [_, _, width, height] = annotation.bbox;
-            #[expect(clippy::float_cmp, reason = "0 is what an absent area reads as")]
+            // 0 is what an absent area reads as.
             let area = if annotation.area == 0.0 { width * height } else { annotation.area };
             let truth = Truth { bbox: annotation.bbox, area, is_crowd: annotation.iscrowd != 0 };
             if let Some(&image) = evaluator.image_idx.get(&annotation.image_id)
@@ -235,7 +235,7 @@ struct ClassMeasure {
 
 impl ClassMeasure {
     fn of(cells: &[Option<Cell>]) -> Self {
-        let images: Vec<ImageOverlaps> = cells.iter().flatten().filter_map(ImageOverlaps::of).collect();
+        let images: Vec<ImageOverlaps<'_>> = cells.iter().flatten().filter_map(ImageOverlaps::of).collect();
         let thresholds = iou_thresholds();
         let measure = |range| Matches::of(&images, range, &thresholds).average_precision();
         let n_boxes = images.iter().flat_map(|image| image.truths).filter(|truth| !truth.is_crowd).count();

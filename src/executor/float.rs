@@ -3,6 +3,7 @@
 use super::onnx::GraphProto;
 use super::{Census, LoadError, OpCount, OutputInfo, RunError, value_dims};
 use crate::kernels::Shape;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use tract_onnx::prelude::*;
 
 /// A runnable float network.
@@ -35,6 +36,7 @@ impl FloatPlan {
             )));
         };
         let input_shape = Shape { h, w, c };
+        check_outputs(graph)?;
         let engine = |error: TractError| LoadError::Engine(format!("{error:#}"));
         let build = || -> TractResult<(TypedSimpleState, Vec<OutputInfo>, Census)> {
             let model = onnx().model_for_read(&mut &*bytes)?.with_input_fact(0, f32::fact([1, c, h, w]).into())?;
@@ -50,7 +52,11 @@ impl FloatPlan {
             let census = census(graph, &typed);
             Ok((typed.into_runnable()?.spawn()?, outputs, census))
         };
-        let (state, outputs, census) = build().map_err(engine)?;
+        // The engine's importer trusts its files in places; a damaged one must not end the program.
+        let built = catch_unwind(AssertUnwindSafe(build));
+        let built =
+            built.map_err(|_| LoadError::Engine("it gave up on a damaged or unusual graph; export the network again".into()))?;
+        let (state, outputs, census) = built.map_err(engine)?;
         let results = outputs.iter().map(|output| vec![0.0; output.shape.len()]).collect();
         Ok(Self { state, input_name: input.name.clone(), input_shape, outputs, results, census })
     }
@@ -94,6 +100,19 @@ impl FloatPlan {
     /// Output `idx` of the last run: values in `[H, W, C]`.
     pub(super) fn output(&self, idx: usize) -> (&[f32], Shape) {
         (&self.results[idx], self.outputs[idx].shape)
+    }
+}
+
+/// Every output must be made by something: the engine's importer takes that for granted.
+fn check_outputs(graph: &GraphProto) -> Result<(), LoadError> {
+    let is_made = |name: &str| {
+        graph.node.iter().any(|node| node.output.iter().any(|output| output == name))
+            || graph.initializer.iter().any(|tensor| tensor.name == name)
+            || graph.input.iter().any(|input| input.name == name)
+    };
+    match graph.output.iter().find(|output| !is_made(&output.name)) {
+        Some(output) => Err(LoadError::Contract(format!("nothing makes the output `{}`", output.name))),
+        None => Ok(()),
     }
 }
 

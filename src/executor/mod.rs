@@ -190,39 +190,67 @@ impl Network {
     /// # Errors
     /// [`RunError`] if `input` is not as long as the input or the engine fails.
     pub fn run_f32(&mut self, input: &[f32]) -> Result<Vec<Vec<f32>>, RunError> {
-        let Shape { h, w, c } = self.input_shape();
-        if input.len() != h * w * c {
+        let shape = self.input_shape();
+        if input.len() != shape.len() {
+            let Shape { h, w, c } = shape;
             return Err(RunError(format!("the input has {} values, expected {c} x {h} x {w}", input.len())));
         }
         match &mut self.plan {
             Plan::Int(plan) => {
                 let params = plan.input_params();
-                plan.run(|values| {
-                    for (cell, pixel) in values.chunks_exact_mut(c).enumerate() {
-                        for (channel, value) in pixel.iter_mut().enumerate() {
-                            *value = params.quantize(input[channel * h * w + cell]);
-                        }
-                    }
-                })?;
-                let outputs = (0..plan.outputs().len()).map(|idx| {
-                    let (values, params, shape) = plan.output(idx);
-                    let cells = shape.h * shape.w;
-                    let real = |i: usize| params.dequantize(values[(i % cells) * shape.c + i / cells]);
-                    (0..values.len()).map(real).collect()
-                });
-                Ok(outputs.collect())
+                plan.run(|values| to_channels_last(input, shape, values, |real| params.quantize(real)))?;
             }
-            Plan::Float(plan) => {
-                plan.run(|values| values.copy_from_slice(input))?;
-                let outputs = (0..plan.outputs().len()).map(|idx| {
-                    let (values, shape) = plan.output(idx);
-                    let cells = shape.h * shape.w;
-                    (0..values.len()).map(|i| values[(i % cells) * shape.c + i / cells]).collect()
-                });
-                Ok(outputs.collect())
+            Plan::Float(plan) => plan.run(|values| values.copy_from_slice(input))?,
+        }
+        let real_values = |idx: usize| {
+            let shape = self.outputs()[idx].shape;
+            match self.output(idx) {
+                HeadData::Quantized(values, params) => to_channels_first(values, shape, |q| params.dequantize(q)),
+                HeadData::Float(values) => to_channels_first(values, shape, |real| real),
             }
+        };
+        Ok((0..self.outputs().len()).map(real_values).collect())
+    }
+
+    /// Runs a quantised network on its own input values, `[H, W, C]`; results are read with [`Self::output`]. `observe`
+    /// is called after every operator with the name of its node and its kind.
+    ///
+    /// # Errors
+    /// [`RunError`] if the network is in float, `input` is not as long as the input, or the engine fails.
+    pub fn run_u8(&mut self, input: &[u8], observe: &mut dyn FnMut(&str, &str)) -> Result<(), RunError> {
+        let len = self.input_shape().len();
+        match &mut self.plan {
+            Plan::Float(_) => Err(RunError("it runs in float; it has no input of bytes".into())),
+            Plan::Int(_) if input.len() != len => Err(RunError(format!("the input has {} values, expected {len}", input.len()))),
+            Plan::Int(plan) => plan.run_observed(|values| values.copy_from_slice(input), observe),
         }
     }
+
+    /// Output `idx` of the last run, `[H, W, C]`; empty before the first.
+    #[must_use]
+    pub fn output(&self, idx: usize) -> HeadData<'_> {
+        match &self.plan {
+            Plan::Int(plan) => {
+                let (values, params, _) = plan.output(idx);
+                HeadData::Quantized(values, params)
+            }
+            Plan::Float(plan) => HeadData::Float(plan.output(idx).0),
+        }
+    }
+}
+
+/// `[C, H, W]` as `[H, W, C]`, through `map`.
+fn to_channels_last<T: Copy, U>(from: &[T], shape: Shape, to: &mut [U], map: impl Fn(T) -> U) {
+    for (channel, plane) in from.chunks_exact(shape.h * shape.w).enumerate() {
+        for (&value, pixel) in plane.iter().zip(to.chunks_exact_mut(shape.c)) {
+            pixel[channel] = map(value);
+        }
+    }
+}
+
+/// `[H, W, C]` as `[C, H, W]`, through `map`.
+fn to_channels_first<T: Copy, U>(from: &[T], shape: Shape, map: impl Fn(T) -> U) -> Vec<U> {
+    (0..shape.c).flat_map(|channel| from.chunks_exact(shape.c).map(move |pixel| pixel[channel])).map(map).collect()
 }
 
 /// How a pixel's value becomes an input value.
@@ -273,6 +301,12 @@ impl Executor {
         &self.network
     }
 
+    /// The network, without its manifest.
+    #[must_use]
+    pub fn into_network(self) -> Network {
+        self.network
+    }
+
     /// Runs the network on a letterboxed picture: `pixels` are RGB `[H, W, 3]`, as `preprocess` makes them.
     ///
     /// # Errors
@@ -308,13 +342,7 @@ impl Executor {
     }
 
     fn heads(&self) -> HeadOutputs<'_> {
-        let data = |idx: usize| match &self.network.plan {
-            Plan::Int(plan) => {
-                let (values, params, _) = plan.output(idx);
-                HeadData::Quantized(values, params)
-            }
-            Plan::Float(plan) => HeadData::Float(plan.output(idx).0),
-        };
+        let data = |idx: usize| self.network.output(idx);
         let level = |&(cls, bbox): &(usize, usize)| {
             let Shape { h, w, .. } = self.network.outputs()[cls].shape;
             LevelHeads { grid: (w, h), cls_logits: data(cls), bbox_deltas: data(bbox) }

@@ -7,6 +7,7 @@ use crate::kernels::Shape;
 use crate::quant::QuantParams;
 use std::sync::Arc;
 use tract_onnx::prelude::*;
+use tract_onnx::tract_core::plan::eval;
 
 /// A runnable integer network.
 pub(super) struct IntPlan {
@@ -91,20 +92,44 @@ impl IntPlan {
 
     /// Runs the network; `fill` writes its input `[H, W, C]`.
     pub(super) fn run(&mut self, fill: impl FnOnce(&mut [u8])) -> Result<(), RunError> {
+        self.finish_run(|plan| {
+            let input = plan.filled_input(fill)?;
+            plan.state.run(tvec!(input))
+        })
+    }
+
+    /// As [`Self::run`]; `observe` is called after every operator with the name of its node and its kind.
+    pub(super) fn run_observed(
+        &mut self,
+        fill: impl FnOnce(&mut [u8]),
+        observe: &mut dyn FnMut(&str, &str),
+    ) -> Result<(), RunError> {
+        self.finish_run(|plan| {
+            let input = plan.filled_input(fill)?;
+            plan.state.run_plan_with_eval(tvec!(input), |context, state, node, inputs| {
+                let outputs = eval(context, state, node, inputs)?;
+                if node.op.is::<QuantOp>() {
+                    observe(&node.name, &node.op.name());
+                }
+                Ok::<_, TractError>(outputs)
+            })
+        })
+    }
+
+    fn finish_run(&mut self, run: impl FnOnce(&mut Self) -> TractResult<TVec<TValue>>) -> Result<(), RunError> {
         // Results of the last run go first, so that their buffers can be used again.
         self.results.clear();
-        let results = self.try_run(fill).map_err(|error| RunError(format!("{error:#}")))?;
-        self.results = results;
+        self.results = run(self).map_err(|error| RunError(format!("{error:#}")))?;
         Ok(())
     }
 
-    fn try_run(&mut self, fill: impl FnOnce(&mut [u8])) -> TractResult<TVec<TValue>> {
+    fn filled_input(&mut self, fill: impl FnOnce(&mut [u8])) -> TractResult<TValue> {
         if Arc::get_mut(&mut self.input).is_none() {
             self.input = Arc::new(Tensor::zero::<u8>(&nhwc(self.input_activation.shape))?);
         }
         let input = Arc::get_mut(&mut self.input).ok_or_else(|| TractError::msg("the input is not shared"))?;
         fill(input.try_as_plain_ram_mut()?.as_slice_mut::<u8>()?);
-        self.state.run(tvec!(self.input.clone().into_tvalue()))
+        Ok(self.input.clone().into_tvalue())
     }
 
     /// Output `idx` of the last run: values in `[H, W, C]`.

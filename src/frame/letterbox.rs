@@ -100,7 +100,7 @@ mod tests {
             let letterbox = Letterbox::new(src, dst);
             prop_assert!(letterbox.resized.0 + letterbox.pad.0 <= dst.0 && letterbox.resized.1 + letterbox.pad.1 <= dst.1);
             prop_assert!(letterbox.resized.0 == dst.0 || letterbox.resized.1 == dst.1);
-            prop_assert!(letterbox.pad.0 % 2 == 0 && letterbox.pad.1 % 2 == 0);
+            prop_assert!(letterbox.pad.0.is_multiple_of(2) && letterbox.pad.1.is_multiple_of(2));
             let (w, h) = (to_f32(src.0), to_f32(src.1));
             let bbox = BBox::new(edges[0] * w, edges[1] * h, edges[2] * w, edges[3] * h);
             let back = letterbox.frame_from_net(&letterbox.net_from_frame(&bbox));

@@ -2,6 +2,13 @@
 
 use std::time::{Duration, Instant};
 
+/// CPU time that all threads of this process have used, user and system.
+#[must_use]
+pub fn process_cpu_time() -> Duration {
+    use nix::time::{ClockId, clock_gettime};
+    clock_gettime(ClockId::CLOCK_PROCESS_CPUTIME_ID).map(Duration::from).unwrap_or_default()
+}
+
 /// Time since a pipeline started.
 #[derive(Debug, Clone, Copy)]
 pub struct Clock {

@@ -104,10 +104,13 @@ struct Line<'a> {
     detections: Objects<'a>,
 }
 
-#[derive(Clone, Copy)]
-struct Objects<'a> {
-    detections: &'a [Detection],
-    labels: &'a [String],
+/// The list `detections` of a line.
+#[derive(Debug, Clone, Copy)]
+pub struct Objects<'a> {
+    /// What was found.
+    pub detections: &'a [Detection],
+    /// Class names by class id.
+    pub labels: &'a [String],
 }
 
 #[derive(serde::Serialize)]

@@ -72,6 +72,23 @@ pub fn read_manifest(model_dir: &Path) -> Result<Manifest, OpenError> {
     Manifest::parse(&text).map_err(|source| OpenError::Manifest { path, source })
 }
 
+/// Reads manifest and network file of a model folder, with the file's path; checks the digest that the manifest states.
+///
+/// # Errors
+/// [`OpenError`] naming the file.
+pub fn read_network(model_dir: &Path) -> Result<(Manifest, PathBuf, Vec<u8>), OpenError> {
+    let manifest = read_manifest(model_dir)?;
+    let path = model_dir.join(&manifest.network.file);
+    let bytes = std::fs::read(&path).map_err(|source| OpenError::Read { path: path.clone(), source })?;
+    if let Some(expected) = &manifest.network.sha256 {
+        let found = hex(&Sha256::digest(&bytes));
+        if !found.eq_ignore_ascii_case(expected) {
+            return Err(OpenError::Digest { path, expected: expected.clone(), found });
+        }
+    }
+    Ok((manifest, path, bytes))
+}
+
 /// A model, ready to look at pictures.
 #[derive(Debug)]
 pub struct Detector {
@@ -88,15 +105,7 @@ impl Detector {
     /// # Errors
     /// [`OpenError`] naming the file and what is wrong with it.
     pub fn open(model_dir: &Path, options: &DetectorOptions) -> Result<Self, OpenError> {
-        let manifest = read_manifest(model_dir)?;
-        let path = model_dir.join(&manifest.network.file);
-        let bytes = std::fs::read(&path).map_err(|source| OpenError::Read { path: path.clone(), source })?;
-        if let Some(expected) = &manifest.network.sha256 {
-            let found = hex(&Sha256::digest(&bytes));
-            if !found.eq_ignore_ascii_case(expected) {
-                return Err(OpenError::Digest { path, expected: expected.clone(), found });
-            }
-        }
+        let (manifest, path, bytes) = read_network(model_dir)?;
         let threads = match options.threads {
             0 => std::thread::available_parallelism().map_or(1, usize::from),
             n => n,

@@ -16,9 +16,9 @@ impl Axis {
         let mut axis = Self { first: Vec::with_capacity(dst + 1), weights: Vec::new() };
         for idx in 0..dst {
             if src >= dst * per_sample {
-                axis.push_area(idx, src, dst * per_sample)
+                axis.push_area(idx, src, dst * per_sample);
             } else {
-                axis.push_linear(idx, src, per_sample, dst)
+                axis.push_linear(idx, src, per_sample, dst);
             }
         }
         axis

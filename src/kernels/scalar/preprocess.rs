@@ -82,7 +82,7 @@ impl ColorCoefficients {
         let (u, v) = (i32::from(u) - 128, i32::from(v) - 128);
         let luma = self.y * (i32::from(y) - self.black) + (1 << (COLOR_BITS - 1));
         [luma + self.rv * v, luma - self.gu * u - self.gv * v, luma + self.bu * u].map(|value| {
-            #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "clamped to a byte")]
+            #[expect(clippy::cast_sign_loss, reason = "clamped to a byte")]
             {
                 (value >> COLOR_BITS).clamp(0, 255) as u8
             }

@@ -1,0 +1,110 @@
+//! The executor against ONNX Runtime, value by value.
+
+use crate::{python, read_f32, run_script};
+use fovea::executor::{LoadOptions, Network};
+use serde::Deserialize;
+use std::path::{Path, PathBuf};
+
+#[derive(Debug, Deserialize)]
+struct Case {
+    name: String,
+    is_float: bool,
+    /// Whether ONNX Runtime computes this network in integers by the same rule.
+    exact: bool,
+}
+
+/// Largest difference of a float network, as a share of the largest value.
+const FLOAT_TOLERANCE: f32 = 1e-4;
+
+/// Values that differ, of how many.
+fn differing(folder: &Path, case: &Case, threads: usize) -> (usize, usize) {
+    let file = |extension: &str| folder.join(format!("{}.{extension}", case.name));
+    let bytes = std::fs::read(file("onnx")).expect("the network is there");
+    let options = LoadOptions { threads, allow_float: case.is_float };
+    let mut network = Network::load(&bytes, &options).unwrap_or_else(|error| panic!("{}: {error}", case.name));
+    assert_eq!(network.census().float_convs == 0, !case.is_float, "{}: {:?}", case.name, network.census());
+    let (input, want) = (read_f32(&file("in")), read_f32(&file("out")));
+    let got = network.run_f32(&input).unwrap_or_else(|error| panic!("{}: {error}", case.name));
+    let again = network.run_f32(&input).expect("it runs twice");
+    assert_eq!(got, again, "{}: a second run gives something else", case.name);
+    assert_eq!(got.iter().map(Vec::len).sum::<usize>(), want.len(), "{}: number of values", case.name);
+    let mut want = want.as_slice();
+    let (mut n_differ, mut n_values) = (0, 0);
+    for (info, got) in network.outputs().iter().zip(&got) {
+        let (here, rest) = want.split_at(got.len());
+        want = rest;
+        let largest = here.iter().fold(0.0_f32, |largest, value| largest.max(value.abs()));
+        for (at, (got, want)) in got.iter().zip(here).enumerate() {
+            let difference = (got - want).abs();
+            n_values += 1;
+            match info.params {
+                // Both are multiples of the scale: less than half a step is equal.
+                Some(params) if difference > 0.5 * params.scale => {
+                    n_differ += 1;
+                    assert!(
+                        difference < 1.5 * params.scale,
+                        "{} {} at {at}: {got}, ONNX Runtime {want}, step {}",
+                        case.name,
+                        info.name,
+                        params.scale
+                    );
+                }
+                Some(_) => {}
+                None => assert!(
+                    difference <= FLOAT_TOLERANCE * largest,
+                    "{} {} at {at}: {got}, ONNX Runtime {want}",
+                    case.name,
+                    info.name
+                ),
+            }
+        }
+        let distinct: std::collections::HashSet<u32> = here.iter().map(|value| value.to_bits()).collect();
+        assert!(distinct.len() > 8 || here.len() < 64, "{}: an output of {} values says nothing", case.name, distinct.len());
+    }
+    (n_differ, n_values)
+}
+
+/// Networks that ship with the project.
+fn shipped() -> Vec<PathBuf> {
+    let models = Path::new(env!("CARGO_MANIFEST_DIR")).join("models");
+    let folders = std::fs::read_dir(models).into_iter().flatten().flatten();
+    let mut networks: Vec<PathBuf> = folders
+        .flat_map(|folder| std::fs::read_dir(folder.path()).into_iter().flatten().flatten())
+        .map(|file| file.path())
+        .collect();
+    networks.retain(|path| path.extension().is_some_and(|extension| extension == "onnx"));
+    networks.sort();
+    networks
+}
+
+#[test]
+fn networks_agree_with_onnx_runtime() {
+    let Some(python) = python("executor against ONNX Runtime") else { return };
+    let folder = tempfile::tempdir().expect("a folder");
+    let models = shipped();
+    let arguments: Vec<&Path> = std::iter::once(folder.path()).chain(models.iter().map(PathBuf::as_path)).collect();
+    run_script(&python, "executor.py", &arguments, "");
+    let cases = std::fs::read_to_string(folder.path().join("cases.json")).expect("a list of cases");
+    let cases: Vec<Case> = serde_json::from_str(&cases).expect("a list of cases");
+    assert!(cases.len() > 50, "only {} cases", cases.len());
+    let (mut n_exact, mut n_near, mut wrong) = (0, 0, Vec::new());
+    for case in &cases {
+        let (n_differ, n_values) = differing(folder.path(), case, 1);
+        if case.is_float {
+            eprintln!("{}: {n_values} values within {FLOAT_TOLERANCE}", case.name);
+        } else if case.exact {
+            n_exact += n_values;
+            if n_differ > 0 {
+                wrong.push(format!("{}: {n_differ} of {n_values}", case.name));
+            }
+        } else {
+            n_near += n_values;
+            eprintln!("{}: {n_differ} of {n_values} values one step off", case.name);
+        }
+    }
+    eprintln!(
+        "{} shipped networks; {n_exact} values of networks in integers equal, {n_near} of others within a step",
+        models.len()
+    );
+    assert!(wrong.is_empty(), "values that differ: {wrong:#?}");
+}

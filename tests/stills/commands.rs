@@ -1,0 +1,324 @@
+//! The commands through the binary: results, and what they say when something is wrong.
+
+use crate::tiny;
+use fovea::images;
+use serde_json::Value;
+use std::path::Path;
+use std::process::{Command, Output};
+
+/// Runs `fovea` in `folder`.
+fn fovea(folder: &Path, arguments: &[&str]) -> Output {
+    Command::new(env!("CARGO_BIN_EXE_fovea")).args(arguments).current_dir(folder).output().expect("fovea runs")
+}
+
+fn text(bytes: &[u8]) -> String {
+    String::from_utf8_lossy(bytes).into_owned()
+}
+
+/// What a run that must work printed on stdout.
+fn ok(folder: &Path, arguments: &[&str]) -> String {
+    let output = fovea(folder, arguments);
+    assert!(output.status.success(), "{arguments:?}: {} {}", output.status, text(&output.stderr));
+    text(&output.stdout)
+}
+
+/// What a run that must fail with `code` said; every part of `says` must be in it.
+fn fails(folder: &Path, arguments: &[&str], code: i32, says: &[&str]) {
+    let output = fovea(folder, arguments);
+    let message = text(&output.stderr);
+    assert_eq!(output.status.code(), Some(code), "{arguments:?}: {message}");
+    assert!(!message.contains("panicked"), "{arguments:?}: {message}");
+    for part in says {
+        assert!(message.contains(part), "{arguments:?} does not say {part:?}: {message}");
+    }
+}
+
+/// A folder with the model `tiny`, a data set `data` of 5 pictures and two pictures `a.png`, `b.jpg`.
+fn workshop() -> tempfile::TempDir {
+    let folder = tempfile::tempdir().expect("a folder");
+    tiny::write_model(&folder.path().join("tiny"));
+    tiny::write_data(&folder.path().join("data"), 5);
+    for (name, seed) in [("a.png", 1), ("b.jpg", 2)] {
+        images::save(&folder.path().join(name), &tiny::picture(60, 45, seed)).expect("a picture");
+    }
+    folder
+}
+
+#[test]
+fn detect_writes_one_line_a_picture_and_the_same_digest_every_time() {
+    let folder = workshop();
+    let folder = folder.path();
+    let lines = ok(folder, &["detect", "--model", "tiny", "b.jpg", "a.png", "--json", "-"]);
+    let lines: Vec<Value> = lines.lines().map(|line| serde_json::from_str(line).expect("JSON")).collect();
+    assert_eq!(lines.len(), 2);
+    for (line, name) in lines.iter().zip(["b.jpg", "a.png"]) {
+        assert_eq!(line["file"], name, "in the order given");
+        assert_eq!((&line["v"], &line["width"], &line["height"]), (&1.into(), &60.into(), &45.into()));
+        let detections = line["detections"].as_array().expect("a list");
+        assert!(!detections.is_empty(), "{line}");
+        for detection in detections {
+            let bbox: [f64; 4] = serde_json::from_value(detection["box"].clone()).expect("four numbers");
+            assert!(0.0 <= bbox[0] && bbox[0] < bbox[2] && bbox[2] <= 60.0, "{detection}");
+            assert!(0.0 <= bbox[1] && bbox[1] < bbox[3] && bbox[3] <= 45.0, "{detection}");
+            let class = usize::try_from(detection["class_id"].as_u64().expect("a class")).expect("small");
+            assert_eq!(detection["class"], ["person", "car"][class]);
+            assert!(detection["score"].as_f64().is_some_and(|score| score > 0.05) && detection["track"].is_null());
+        }
+        let scores: Vec<f64> = detections.iter().filter_map(|detection| detection["score"].as_f64()).collect();
+        assert!(scores.windows(2).all(|pair| pair[0] >= pair[1]), "best first: {scores:?}");
+    }
+    let digest = |arguments: &[&str]| {
+        let printed = ok(folder, &[&["detect", "--model", "tiny", "--digest", "--json", "x.jsonl"], arguments].concat());
+        printed
+            .lines()
+            .filter(|line| line.starts_with("heads ") || line.starts_with("detections "))
+            .map(String::from)
+            .collect::<Vec<_>>()
+    };
+    let first = digest(&["a.png", "b.jpg", "--threads", "1"]);
+    assert!(first.len() == 2 && first[0].len() == 70 && first[1].len() == 75, "{first:?}");
+    assert_eq!(first, digest(&["a.png", "b.jpg", "--threads", "3"]), "threads change nothing");
+    assert_ne!(first, digest(&["b.jpg", "a.png", "--threads", "1"]), "the order of pictures does");
+    let strict = ok(folder, &["detect", "--model", "tiny", "a.png", "--json", "-", "--score-threshold", "0.999"]);
+    let strict: Value = serde_json::from_str(strict.trim()).expect("JSON");
+    assert_eq!(strict["detections"], Value::Array(vec![]), "a threshold that nothing passes");
+}
+
+#[test]
+fn detect_draws_into_a_folder() {
+    let folder = workshop();
+    let folder = folder.path();
+    let arguments = ["detect", "--model", "tiny", "a.png", "b.jpg", "--out", "new/annotated"];
+    if cfg!(not(feature = "opencv")) {
+        return fails(folder, &arguments, 2, &["--out", "feature opencv"]);
+    }
+    ok(folder, &arguments);
+    for name in ["a.png", "b.jpg"] {
+        let plain = images::open(&folder.join(name)).expect("the picture");
+        let drawn = images::open(&folder.join("new/annotated").join(name)).expect("an annotated picture");
+        assert_eq!((drawn.width, drawn.height), (plain.width, plain.height));
+        let n_changed = plain.data.iter().zip(&drawn.data).filter(|(a, b)| a.abs_diff(**b) > 60).count();
+        assert!(n_changed > 100, "{name}: only {n_changed} values changed");
+    }
+    std::fs::write(folder.join("file"), "in the way").expect("a file");
+    fails(folder, &["detect", "--model", "tiny", "a.png", "--out", "file/x"], 2, &["file/x", "choose a folder"]);
+    fails(folder, &["detect", "--model", "tiny", "a.png", "--out", "."], 2, &["would overwrite a.png"]);
+}
+
+#[test]
+fn eval_reports_what_cli_md_states_for_any_number_of_threads() {
+    let folder = workshop();
+    let folder = folder.path();
+    let reports: Vec<Value> = ["1", "2", "7"]
+        .iter()
+        .map(|threads| ok(folder, &["eval", "--model", "tiny", "--data", "data", "--json", "-", "--threads", threads]))
+        .map(|text| serde_json::from_str(&text).expect("JSON"))
+        .collect();
+    let report = &reports[0];
+    for key in ["ap", "ap50", "ap75", "ap_small", "ap_medium", "ap_large"] {
+        assert!(report.get(key).is_some(), "no {key} in {report}");
+    }
+    assert_eq!(report["images"], 5);
+    assert_eq!(report["per_class"]["person"]["boxes"], 5);
+    assert!(report["per_class"].get("zebra").is_none(), "a class the model does not know is left out: {report}");
+    assert!(reports.iter().all(|other| other == report), "{reports:?}");
+    let some = ok(folder, &["eval", "--model", "tiny", "--data", "data", "--json", "-", "--limit", "2"]);
+    assert_eq!(serde_json::from_str::<Value>(&some).expect("JSON")["images"], 2);
+    let table = ok(folder, &["eval", "--model", "tiny", "--data", "data", "--json", "eval.json"]);
+    assert!(table.contains("all classes") && table.contains("person"), "{table}");
+    assert_eq!(
+        &serde_json::from_str::<Value>(&std::fs::read_to_string(folder.join("eval.json")).expect("a file")).expect("JSON"),
+        report
+    );
+}
+
+#[test]
+fn inspect_counts_operators_and_tells_float_from_integer() {
+    let folder = workshop();
+    let folder = folder.path();
+    for model in ["tiny", "tiny/model.onnx"] {
+        let report: Value = serde_json::from_str(&ok(folder, &["inspect", model, "--json", "-"])).expect("JSON");
+        assert_eq!(report["float_convs"], 0);
+        assert_eq!(report["ops"][0]["op"], "QuantConv");
+        assert_eq!(report["ops"][0]["dtype"], "u8");
+        assert_eq!(report["ops"][0]["count"], 2);
+        // 4 x 4 places, 12 channels, 3 x 8 x 8 taps.
+        assert_eq!(report["ops"][0]["macs"], 4 * 4 * 12 * 3 * 8 * 8);
+        assert_eq!(report["activation_bytes"], 32 * 32 * 3 + 4 * 4 * 12);
+        assert!(report["isa"].is_string());
+    }
+    let bytes = fovea::executor::onnx::encode(&tiny::network(false));
+    std::fs::write(folder.join("float.onnx"), bytes).expect("a file");
+    let report: Value = serde_json::from_str(&ok(folder, &["inspect", "float.onnx", "--json", "-"])).expect("JSON");
+    assert_eq!(report["float_convs"], 2);
+    assert!(ok(folder, &["inspect", "tiny"]).contains("convolutions in float: 0"));
+}
+
+#[test]
+fn a_network_alone_is_measured() {
+    let folder = workshop();
+    let folder = folder.path();
+    let bench = |rest: &[&str]| ok(folder, &[&["bench", "--model-only"], rest].concat());
+    for arguments in [vec!["tiny"], vec!["tiny/model.onnx", "--native-io"], vec!["tiny", "--threads", "2"]] {
+        let text = bench(&[&arguments[..], &["--seconds", "0.05", "--json", "-"]].concat());
+        let report: Value = serde_json::from_str(&text).expect("JSON");
+        let wall = |key: &str| report["wall_ms"][key].as_f64().expect("a time");
+        assert!(
+            0.0 < wall("p50") && wall("p50") <= wall("p90") && wall("p90") <= wall("p99") && wall("p99") <= wall("max"),
+            "{report}"
+        );
+        assert!(report["cpu_ms_min"].as_f64().is_some_and(|ms| ms > 0.0), "{report}");
+        assert_eq!(report["macs"], 4 * 4 * 12 * 3 * 8 * 8);
+        assert_eq!(report["threads"], if arguments.contains(&"2") { Value::from(2) } else { report["threads"].clone() });
+        assert_eq!(report["ops"][0]["op"], "QuantConv");
+    }
+    let mut worker = Command::new(env!("CARGO_BIN_EXE_fovea"))
+        .args(["bench", "--model-only", "tiny", "--worker", "--threads", "1"])
+        .current_dir(folder)
+        .stdin(std::process::Stdio::piped())
+        .stdout(std::process::Stdio::piped())
+        .spawn()
+        .expect("fovea runs");
+    std::io::Write::write_all(&mut worker.stdin.take().expect("piped"), b"0.01\n0.02\n").expect("it listens");
+    let output = worker.wait_with_output().expect("it ends");
+    let lines: Vec<Value> = text(&output.stdout).lines().map(|line| serde_json::from_str(line).expect("JSON")).collect();
+    assert_eq!(lines[0], serde_json::json!({ "ready": 1 }));
+    assert_eq!(lines.len(), 3);
+    for line in &lines[1..] {
+        assert!(line["wall"].as_f64() > Some(0.0) && line["cpu"].as_f64() > Some(0.0) && line["n"].as_u64() > Some(0), "{line}");
+    }
+    fails(folder, &["bench", "--model-only", "none.onnx"], 2, &["none.onnx"]);
+    fails(folder, &["bench", "--native-io", "--source", "x"], 2, &["--model-only"]);
+}
+
+#[test]
+fn a_float_network_runs_when_asked_and_finds_nearly_the_same() {
+    let folder = workshop();
+    let folder = folder.path();
+    tiny::write_model(&folder.join("float"));
+    std::fs::write(folder.join("float/model.onnx"), fovea::executor::onnx::encode(&tiny::network(false))).expect("a file");
+    fails(folder, &["detect", "--model", "float", "a.png"], 2, &["not quantised", "--allow-float", "quantize"]);
+    let detections = |model: &str| {
+        let line = ok(folder, &["detect", "--model", model, "a.png", "--json", "-", "--allow-float"]);
+        serde_json::from_str::<Value>(line.trim()).expect("JSON")["detections"].as_array().expect("a list").clone()
+    };
+    let (float, int) = (detections("float"), detections("tiny"));
+    assert_eq!(float[0]["class"], int[0]["class"]);
+    let score = |detection: &Value| detection["score"].as_f64().expect("a score");
+    assert!((score(&float[0]) - score(&int[0])).abs() < 0.03, "{} {}", float[0], int[0]);
+}
+
+#[test]
+fn every_command_shows_an_example() {
+    let folder = tempfile::tempdir().expect("a folder");
+    for command in ["detect", "eval", "inspect"] {
+        let help = ok(folder.path(), &[command, "--help"]);
+        assert!(help.contains("Example") && help.contains(&format!("fovea {command} ")), "{help}");
+    }
+}
+
+#[test]
+fn wrong_requests_are_named() {
+    let folder = workshop();
+    let folder = folder.path();
+    std::fs::write(folder.join("text.png"), "not a picture").expect("a file");
+    std::fs::create_dir(folder.join("empty")).expect("a folder");
+    std::fs::create_dir_all(folder.join("broken-data/images")).expect("a folder");
+    std::fs::write(folder.join("broken-data/annotations.json"), "{\"images\": [").expect("a file");
+    tiny::write_data(&folder.join("lost"), 2);
+    std::fs::remove_file(folder.join("lost/images/2.png")).expect("it was there");
+    tiny::write_data(&folder.join("animals"), 1);
+    let animals = std::fs::read_to_string(folder.join("animals/annotations.json")).expect("a file").replace("person", "cow");
+    std::fs::write(folder.join("animals/annotations.json"), animals).expect("a file");
+    let detect = |rest: &[&'static str]| [&["detect", "--model", "tiny"], rest].concat();
+    let cases: [(Vec<&str>, i32, &[&str]); 15] = [
+        (detect(&["none.png"]), 2, &["none.png"]),
+        (detect(&["text.png"]), 1, &["text.png", "not a picture", "JPEG, PNG and WebP"]),
+        (detect(&[]), 2, &["IMAGE"]),
+        (detect(&["a.png", "--json", "no/such/folder/x.json"]), 2, &["no/such/folder/x.json", "choose a folder"]),
+        (detect(&["a.png", "--score-threshold", "1.5"]), 2, &["--score-threshold", "1.5", "0 to 1"]),
+        (vec!["detect", "--model", "none", "a.png"], 2, &["none/manifest.toml", "a model is a folder"]),
+        (vec!["detect", "--model", "empty", "a.png"], 2, &["empty/manifest.toml"]),
+        (vec!["eval", "--model", "tiny", "--data", "none"], 2, &["none/annotations.json", "COCO"]),
+        (vec!["eval", "--model", "tiny", "--data", "broken-data"], 2, &["broken-data/annotations.json", "line 1"]),
+        (vec!["eval", "--model", "tiny", "--data", "lost"], 2, &["lost/images/2.png"]),
+        (vec!["eval", "--model", "tiny", "--data", "animals"], 2, &["none of the model's classes", "cow", "person"]),
+        (vec!["eval", "--model", "tiny", "--data", "data", "--json", "no/x.json"], 2, &["no/x.json"]),
+        (vec!["inspect", "none.onnx"], 2, &["none.onnx", "model folder"]),
+        (vec!["inspect", "text.png"], 2, &["text.png", "not a readable ONNX model"]),
+        (vec!["inspect", "tiny", "--json", "/proc/none/x"], 2, &["/proc/none/x"]),
+    ];
+    for (arguments, code, says) in cases {
+        fails(folder, &arguments, code, says);
+    }
+    assert!(!folder.join("no").exists(), "nothing is made on the way");
+}
+
+#[test]
+fn one_bad_picture_does_not_cost_the_others() {
+    let folder = workshop();
+    let folder = folder.path();
+    let bytes = std::fs::read(folder.join("a.png")).expect("a picture");
+    std::fs::write(folder.join("cut.png"), &bytes[..bytes.len() / 2]).expect("a file");
+    let arguments = ["detect", "--model", "tiny", "a.png", "cut.png", "b.jpg", "--json", "out.jsonl"];
+    fails(folder, &arguments, 1, &["cut.png", "1 of 3 pictures"]);
+    let lines = std::fs::read_to_string(folder.join("out.jsonl")).expect("a file");
+    let files: Vec<Value> =
+        lines.lines().map(|line| serde_json::from_str::<Value>(line).expect("JSON")["file"].clone()).collect();
+    assert_eq!(files, ["a.png", "b.jpg"]);
+}
+
+#[test]
+fn a_result_file_survives_a_failed_run() {
+    let folder = workshop();
+    let folder = folder.path();
+    std::fs::write(folder.join("old.json"), "precious").expect("a file");
+    fails(folder, &["eval", "--model", "none", "--data", "data", "--json", "old.json"], 2, &["none"]);
+    assert_eq!(std::fs::read_to_string(folder.join("old.json")).expect("a file"), "precious");
+    fails(folder, &["eval", "--model", "none", "--data", "data", "--json", "new.json"], 2, &["none"]);
+    assert!(!folder.join("new.json").exists(), "no empty file is left behind");
+}
+
+#[test]
+fn contradictions_of_a_model_are_named() {
+    let folder = workshop();
+    let folder = folder.path();
+    let edits: [(&str, &str, &[&str]); 16] = [
+        ("width = 32", "width = 64", &["`images` of 3x32x64", "`images` of 3x32x32"]),
+        ("name = \"images\"", "name = \"picture\"", &["`picture`", "`images`"]),
+        ("cls = \"cls\"", "cls = \"box\"", &["output `box`", "4x4x4", "8x4x4"]),
+        ("\"car\"]", "\"car\", \"bus\"]", &["output `cls` of 6x4x4", "`cls` 4x4x4"]),
+        ("aspect_ratios = [1.0, 2.0]", "aspect_ratios = [1.0]", &["output `cls`", "2x4x4"]),
+        ("stride = 8", "stride = 16", &["output `cls` of 4x2x2"]),
+        ("file = \"model.onnx\"", "file = \"other.onnx\"", &["other.onnx"]),
+        ("file = \"model.onnx\"", "file = \"../model.onnx\"", &["network.file", "../model.onnx", "folder"]),
+        ("file = \"model.onnx\"", "file = \"model.onnx\"\nsha256 = \"00ff\"", &["model.onnx", "SHA-256", "00ff"]),
+        ("schema = 1", "schema = 2", &["schema", "2", "expected 1"]),
+        ("preprocess = 1", "preprocess = 9", &["input.preprocess", "9"]),
+        ("base_sizes = [16.0]", "base_sizes = [16.0, 32.0]", &["anchors.base_sizes", "2 values", "expected 1"]),
+        ("nms_iou_threshold = 0.5", "nms_iou_threshold = 5", &["postprocess.nms_iou_threshold", "5", "0 to 1"]),
+        ("nms_iou_threshold = 0.5", "nms_threshold = 0.5", &["nms_threshold", "nms_iou_threshold"]),
+        ("max_detections = 100", "max_detections = \"all\"", &["max_detections", "all"]),
+        ("height = 32", "height = 32\nstd = [255, 255, 0]", &["input.std"]),
+    ];
+    for (from, to, says) in edits {
+        tiny::write_model(&folder.join("edited"));
+        assert!(tiny::MANIFEST.contains(from), "{from}");
+        std::fs::write(folder.join("edited/manifest.toml"), tiny::MANIFEST.replacen(from, to, 1)).expect("a file");
+        fails(folder, &["detect", "--model", "edited", "a.png"], 2, says);
+        fails(folder, &["inspect", "edited"], 2, says);
+    }
+    let mut no_output = tiny::network(true);
+    no_output.graph.as_mut().expect("a graph").output.pop();
+    let cut = tiny::network_bytes();
+    for (bytes, says) in [
+        (fovea::executor::onnx::encode(&no_output), "output `box`"),
+        (cut[..cut.len() - 100].to_vec(), "not a readable ONNX model"),
+        (Vec::new(), "no graph"),
+        (b"<html>".repeat(100), "not a readable ONNX model"),
+    ] {
+        tiny::write_model(&folder.join("damaged"));
+        std::fs::write(folder.join("damaged/model.onnx"), bytes).expect("a file");
+        fails(folder, &["detect", "--model", "damaged", "a.png"], 2, &["damaged/model.onnx", says]);
+    }
+}

@@ -1,0 +1,8 @@
+//! Still pictures: the figures under them, the kernels, and the commands `detect`, `eval`, `inspect` through the binary.
+
+mod commands;
+mod damage;
+mod figures;
+mod golden;
+mod kernels;
+mod tiny;

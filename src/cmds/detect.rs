@@ -1,18 +1,16 @@
 //! `fovea detect`: objects in picture files.
 
 use super::Failure;
+use super::annotated::Annotated;
 use super::output::ResultFile;
 use fovea::detection::Detection;
-#[cfg(feature = "opencv")]
-use fovea::frame::{ColorInfo, PictureMut, PixelFormat, PlaneMut};
-use fovea::images::{self, RgbPicture};
-use fovea::pipeline::detections::{Objects, probe_writable};
+use fovea::images;
+use fovea::pipeline::detections::Objects;
 use fovea::pipeline::detector::{Detector, DetectorOptions, hex};
 use serde::Serialize;
 use sha2::{Digest, Sha256};
-use std::collections::HashSet;
 use std::fmt::Write as _;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 /// Arguments of `fovea detect`.
 #[derive(Debug, clap::Args)]
@@ -153,71 +151,4 @@ fn describe(line: &PictureLine<'_>, text: &mut String) {
         let [x1, y1, x2, y2] = bbox.to_array();
         let _ = writeln!(text, "  {class:<12} {score:.2}  [{x1:.1}, {y1:.1}, {x2:.1}, {y2:.1}]");
     }
-}
-
-/// Where annotated pictures go.
-#[derive(Debug)]
-struct Annotated {
-    folder: PathBuf,
-    #[cfg(feature = "opencv")]
-    overlay: fovea::overlay::Overlay,
-}
-
-impl Annotated {
-    /// Makes the folder and checks that it can be written.
-    fn open(folder: PathBuf, pictures: &[PathBuf]) -> Result<Self, Failure> {
-        if cfg!(not(feature = "opencv")) {
-            return Err(Failure::request(anyhow::anyhow!("--out needs a build with the feature opencv; this one cannot draw")));
-        }
-        let names: HashSet<_> = pictures.iter().map(|path| Self::name(path)).collect();
-        if names.len() < pictures.len() {
-            return Err(Failure::request(anyhow::anyhow!("--out: two pictures have the same name; give them in two runs")));
-        }
-        let hint = "choose a folder that can be written";
-        let cannot = |what: String| Failure::request(anyhow::anyhow!("cannot write into {}: {what}; {hint}", folder.display()));
-        std::fs::create_dir_all(&folder).map_err(|error| cannot(error.to_string()))?;
-        probe_writable(&folder.join(".fovea-probe")).map_err(|error| cannot(error.to_string()))?;
-        if let Some(same) = pictures.iter().find(|path| is_same_file(path, &folder.join(Self::name(path)))) {
-            return Err(Failure::request(anyhow::anyhow!(
-                "--out {} would overwrite {}; {hint} and that does not hold the pictures",
-                folder.display(),
-                same.display()
-            )));
-        }
-        Ok(Self {
-            folder,
-            #[cfg(feature = "opencv")]
-            overlay: fovea::overlay::Overlay::new(),
-        })
-    }
-
-    /// Name of the annotated picture: the picture's own, as PNG where it is neither PNG nor JPEG.
-    fn name(picture: &Path) -> PathBuf {
-        let name = PathBuf::from(picture.file_name().unwrap_or_default());
-        let extension = name.extension().unwrap_or_default().to_ascii_lowercase();
-        if extension == "png" || extension == "jpg" || extension == "jpeg" { name } else { name.with_extension("png") }
-    }
-
-    /// Draws on the picture and writes it.
-    #[cfg(feature = "opencv")]
-    fn write(&mut self, path: &Path, picture: &mut RgbPicture, objects: Objects<'_>) -> Result<(), Failure> {
-        let (width, height) = (picture.width, picture.height);
-        let plane = PlaneMut { data: &mut picture.data, stride_bytes: 3 * width };
-        let planes = [plane, PlaneMut::default(), PlaneMut::default()];
-        let mut canvas =
-            PictureMut::new(PixelFormat::Rgb, width, height, ColorInfo::default(), planes).map_err(Failure::failed)?;
-        self.overlay.draw(&mut canvas, objects.detections, objects.labels, None).map_err(Failure::failed)?;
-        images::save(&self.folder.join(Self::name(path)), picture).map_err(Failure::failed)
-    }
-
-    /// Refused when opened.
-    #[cfg(not(feature = "opencv"))]
-    #[expect(clippy::unused_self, clippy::unnecessary_wraps, reason = "the same interface as with the feature")]
-    fn write(&mut self, _: &Path, _: &mut RgbPicture, _: Objects<'_>) -> Result<(), Failure> {
-        Ok(())
-    }
-}
-
-fn is_same_file(a: &Path, b: &Path) -> bool {
-    matches!((a.canonicalize(), b.canonicalize()), (Ok(a), Ok(b)) if a == b)
 }

@@ -1,5 +1,10 @@
 //! The subcommands, one file each: arguments and what they do.
 
+#[cfg(feature = "opencv")]
+mod annotated;
+#[cfg(not(feature = "opencv"))]
+#[path = "annotated_off.rs"]
+mod annotated;
 mod bench;
 mod bench_model;
 mod check;

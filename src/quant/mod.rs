@@ -74,16 +74,20 @@ pub fn requantize_add(a: (u8, u8, f32), b: (u8, u8, f32), zero_point: u8, lo: u8
     round_clamped(left + right, zero_point, lo, hi)
 }
 
+/// `1.5 x 2^23`: the sum with a value of at most 2^22 has no fraction bits left, so the addition rounds it, halves to even.
+const ROUNDER: f32 = 12_582_912.0;
+
+/// An addition instead of `round_ties_even`, which is a function call where the instruction set has no rounding.
 #[inline]
 #[expect(
     clippy::cast_possible_truncation,
-    clippy::cast_sign_loss,
     reason = "the value was clamped to lo - zp ..= hi - zp, so the sum is in 0..=255; `max` drops a NaN"
 )]
 fn round_clamped(steps: f32, zero_point: u8, lo: u8, hi: u8) -> u8 {
     let zp = f32::from(zero_point);
     let clamped = steps.max(f32::from(lo) - zp).min(f32::from(hi) - zp);
-    (clamped.round_ties_even() as i32 + i32::from(zero_point)) as u8
+    let rounded = (clamped + ROUNDER).to_bits().wrapping_sub(ROUNDER.to_bits());
+    rounded.wrapping_add(u32::from(zero_point)) as u8
 }
 
 #[cfg(test)]
@@ -104,6 +108,20 @@ mod tests {
             (100, 1.0, 0, 0, 60, 60),
         ] {
             assert_eq!(requantize(acc, m, zp, lo, hi), want, "{acc} x {m} zp {zp} in {lo}..={hi}");
+        }
+    }
+
+    #[test]
+    fn the_addition_rounds_as_round_ties_even() {
+        for steps in (-255 * 64..=255 * 64).map(|steps: i16| f32::from(steps) / 64.0) {
+            for nudge in [0, 1, -1] {
+                let steps = f32::from_bits(steps.to_bits().wrapping_add_signed(nudge));
+                if steps.is_finite() && steps.abs() <= 255.0 {
+                    let zero_point = if steps < 0.0 { 255 } else { 0 };
+                    let want = steps.round_ties_even() + f32::from(zero_point);
+                    assert!((f32::from(round_clamped(steps, zero_point, 0, 255)) - want).abs() < 0.5, "{steps}");
+                }
+            }
         }
     }
 

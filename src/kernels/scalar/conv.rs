@@ -2,26 +2,35 @@
 //!
 //! Padding stands for real 0, so a tap outside the input adds nothing. Accumulators are `i32` and wrap, as the
 //! vector instructions of every CPU do; a network whose accumulators could overflow is refused at load.
+//!
+//! The values under the window are gathered once for each output column; each output channel is then one dot product of
+//! `i16`. Sums of 32 products at a time are what compilers turn into multiply-add instructions on every CPU.
 
 use crate::kernels::{Requantization, Shape, Window};
 use crate::quant::requantize;
+use std::cell::RefCell;
 
-/// Output channels that are computed together.
-const OC_TILE: usize = 8;
-/// Output columns that are computed together.
+/// Products that are summed at a time; patches and weights are padded with 0 to a multiple.
+const CHUNK: usize = 32;
+/// Output channels whose sums are requantised together.
+const OC_TILE: usize = 16;
+/// Output columns that share the weights while they are near.
 const X_TILE: usize = 4;
+
+thread_local! {
+    /// The gathered values of [`X_TILE`] columns; kept, so that a row allocates nothing once it has grown.
+    static PATCHES: RefCell<Vec<i16>> = const { RefCell::new(Vec::new()) };
+}
 
 /// Weights of a convolution, laid out for [`qu8_qc8w_conv_row`].
 #[derive(Debug, Clone, PartialEq)]
 pub struct PackedConv {
-    /// `[group][output channel / OC_TILE][tap][input channel][OC_TILE]`, padded with 0.
+    /// `[output channel][tap][input channel of the group]`, each output channel padded with 0 to `patch_len`.
     weights: Vec<i16>,
-    /// One for each output channel, padded with 0 within each group.
     bias: Vec<i32>,
     groups: usize,
     in_per_group: usize,
-    out_per_group: usize,
-    taps: usize,
+    patch_len: usize,
 }
 
 impl PackedConv {
@@ -31,29 +40,18 @@ impl PackedConv {
     /// If the lengths do not fit together; the loader checks them.
     #[must_use]
     pub fn new(weights: &[i8], bias: &[i32], groups: usize, in_channels: usize, taps: usize) -> Self {
-        let (in_per_group, out_per_group) = (in_channels / groups, bias.len() / groups);
+        let in_per_group = in_channels / groups;
         assert_eq!(weights.len(), bias.len() * in_per_group * taps, "weights are [O][I / groups][taps]");
-        let tiles = out_per_group.div_ceil(OC_TILE);
-        let mut packed = Self {
-            weights: vec![0; groups * tiles * taps * in_per_group * OC_TILE],
-            bias: vec![0; groups * tiles * OC_TILE],
-            groups,
-            in_per_group,
-            out_per_group,
-            taps,
-        };
-        for (o, &bias) in bias.iter().enumerate() {
-            let (group, within) = (o / out_per_group, o % out_per_group);
-            let tile = group * tiles + within / OC_TILE;
-            packed.bias[tile * OC_TILE + within % OC_TILE] = bias;
-            for i in 0..in_per_group {
-                for tap in 0..taps {
-                    let at = ((tile * taps + tap) * in_per_group + i) * OC_TILE + within % OC_TILE;
-                    packed.weights[at] = i16::from(weights[(o * in_per_group + i) * taps + tap]);
+        let patch_len = (in_per_group * taps).next_multiple_of(CHUNK);
+        let mut packed = vec![0; bias.len() * patch_len];
+        for (o, packed) in packed.chunks_exact_mut(patch_len).enumerate() {
+            for tap in 0..taps {
+                for i in 0..in_per_group {
+                    packed[tap * in_per_group + i] = i16::from(weights[(o * in_per_group + i) * taps + tap]);
                 }
             }
         }
-        packed
+        Self { weights: packed, bias: bias.to_vec(), groups, in_per_group, patch_len }
     }
 
     /// Bytes of packed weights and biases.
@@ -77,58 +75,83 @@ pub fn qu8_qc8w_conv_row(
     y: usize,
     out: &mut [u8],
 ) {
-    let out_channels = packed.groups * packed.out_per_group;
-    let out_width = out.len() / out_channels;
-    let tiles = packed.out_per_group.div_ceil(OC_TILE);
-    let outside = &[zero_point; 4096][..];
-    assert!(packed.in_per_group <= outside.len(), "at most 4096 channels a group");
-    for x0 in (0..out_width).step_by(X_TILE) {
-        let n_cols = X_TILE.min(out_width - x0);
-        for tile_idx in 0..packed.groups * tiles {
-            let (group, tile) = (tile_idx / tiles, tile_idx % tiles);
-            let bias = &packed.bias[tile_idx * OC_TILE..][..OC_TILE];
-            let mut acc = [[0_i32; OC_TILE]; X_TILE];
-            for column in &mut acc {
-                column.copy_from_slice(bias);
-            }
-            for tap in 0..packed.taps {
-                let (ky, kx) = (tap / window.kernel.1, tap % window.kernel.1);
-                let Some(row) = window.input_row(y, ky, shape.h) else { continue };
-                let pixel = |dx: usize| {
-                    let col = window.input_col(x0 + dx, kx, shape.w);
-                    col.map_or(&outside[..packed.in_per_group], |col| {
-                        &input[(row * shape.w + col) * shape.c + group * packed.in_per_group..][..packed.in_per_group]
-                    })
-                };
-                let weights = &packed.weights[(tile_idx * packed.taps + tap) * packed.in_per_group * OC_TILE..]
-                    [..packed.in_per_group * OC_TILE];
-                accumulate([pixel(0), pixel(1), pixel(2), pixel(3)], zero_point, weights, &mut acc);
-            }
-            let first = group * packed.out_per_group + tile * OC_TILE;
-            let n_out = OC_TILE.min(packed.out_per_group - tile * OC_TILE);
-            for (dx, column) in acc.iter().enumerate().take(n_cols) {
-                let out = &mut out[(x0 + dx) * out_channels + first..][..n_out];
-                for ((out, &acc), &m) in out.iter_mut().zip(column).zip(&requant.multipliers[first..]) {
-                    *out = requantize(acc, m, requant.zero_point, requant.lo, requant.hi);
+    let out_channels = packed.bias.len();
+    let out_per_group = out_channels / packed.groups;
+    let source = Source { input, shape, zero_point, window };
+    PATCHES.with_borrow_mut(|patches| {
+        patches.clear();
+        patches.resize(X_TILE * packed.patch_len, 0);
+        for (tile_idx, out) in out.chunks_mut(X_TILE * out_channels).enumerate() {
+            for group in 0..packed.groups {
+                let n_cols = out.len() / out_channels;
+                for (dx, patch) in patches.chunks_exact_mut(packed.patch_len).enumerate().take(n_cols) {
+                    source.gather(y, tile_idx * X_TILE + dx, group * packed.in_per_group, packed.in_per_group, patch);
                 }
+                for first in (group * out_per_group..(group + 1) * out_per_group).step_by(OC_TILE) {
+                    let n = OC_TILE.min((group + 1) * out_per_group - first);
+                    tile(patches, packed, requant, first, n, out);
+                }
+            }
+        }
+    });
+}
+
+/// Output channels `first..first + n` of the columns in `out`.
+fn tile(patches: &[i16], packed: &PackedConv, requant: &Requantization, first: usize, n: usize, out: &mut [u8]) {
+    let out_channels = packed.bias.len();
+    let mut acc = [[0_i32; OC_TILE]; X_TILE];
+    let weights = packed.weights[first * packed.patch_len..][..n * packed.patch_len].chunks_exact(packed.patch_len);
+    for (o, weights) in weights.enumerate() {
+        for (patch, (acc, _)) in patches.chunks_exact(packed.patch_len).zip(acc.iter_mut().zip(out.chunks(out_channels))) {
+            acc[o] = packed.bias[first + o].wrapping_add(dot(patch, weights));
+        }
+    }
+    let multipliers = &requant.multipliers[first..][..n];
+    for (out, acc) in out.chunks_exact_mut(out_channels).zip(&acc) {
+        for ((out, &acc), &m) in out[first..][..n].iter_mut().zip(acc).zip(multipliers) {
+            *out = requantize(acc, m, requant.zero_point, requant.lo, requant.hi);
+        }
+    }
+}
+
+/// What a window slides over.
+struct Source<'a> {
+    input: &'a [u8],
+    shape: Shape,
+    zero_point: u8,
+    window: &'a Window,
+}
+
+impl Source<'_> {
+    /// `x - zp` of channels `first..first + n` under every tap of output column `x`, row `y`; 0 in the padding.
+    fn gather(&self, y: usize, x: usize, first: usize, n: usize, patch: &mut [i16]) {
+        let zp = i16::from(self.zero_point);
+        let (kh, kw) = self.window.kernel;
+        for (tap, patch) in patch.chunks_exact_mut(n).enumerate().take(kh * kw) {
+            let row = self.window.input_row(y, tap / kw, self.shape.h);
+            let col = self.window.input_col(x, tap % kw, self.shape.w);
+            let (Some(row), Some(col)) = (row, col) else {
+                patch.fill(0);
+                continue;
+            };
+            let pixel = &self.input[(row * self.shape.w + col) * self.shape.c + first..][..n];
+            for (value, &x) in patch.iter_mut().zip(pixel) {
+                *value = i16::from(x) - zp;
             }
         }
     }
 }
 
-/// `acc[column][o] += sum over channels of (pixel[column][i] - zp) x weights[i][o]`.
+/// Sum of products; both are a whole number of chunks long.
 #[inline]
-fn accumulate(pixels: [&[u8]; X_TILE], zero_point: u8, weights: &[i16], acc: &mut [[i32; OC_TILE]; X_TILE]) {
-    let zp = i16::from(zero_point);
-    let weights = weights.as_chunks::<OC_TILE>().0;
-    for (column, pixel) in acc.iter_mut().zip(pixels) {
-        let mut sums = *column;
-        for (&x, weights) in pixel.iter().zip(weights) {
-            let x = i16::from(x) - zp;
-            for o in 0..OC_TILE {
-                sums[o] = sums[o].wrapping_add(i32::from(x) * i32::from(weights[o]));
-            }
+fn dot(patch: &[i16], weights: &[i16]) -> i32 {
+    let mut sum = 0_i32;
+    for (patch, weights) in patch.as_chunks::<CHUNK>().0.iter().zip(weights.as_chunks::<CHUNK>().0) {
+        let mut part = 0_i32;
+        for k in 0..CHUNK {
+            part = part.wrapping_add(i32::from(patch[k]) * i32::from(weights[k]));
         }
-        *column = sums;
+        sum = sum.wrapping_add(part);
     }
+    sum
 }

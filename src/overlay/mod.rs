@@ -52,7 +52,7 @@ const CAP_HEIGHT: f64 = 21.0;
 impl Measures {
     fn of(width: i32, height: i32) -> Self {
         let short = width.min(height);
-        let cap_height = f64::from(short / 45).max(9.0);
+        let cap_height = f64::from(short / 55).max(9.0);
         Self {
             line: even(short / 240).max(2),
             font_scale: cap_height / CAP_HEIGHT,

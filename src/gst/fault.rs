@@ -80,17 +80,8 @@ pub(super) struct Report<'a> {
 }
 
 impl Report<'_> {
-    /// The text, and of the debug text what the system or the peer said: not the lines that name GStreamer's own code.
     fn said(&self) -> String {
-        let is_code = |line: &str| line.contains(".c(") || line.contains(".cpp(") || line.contains("/GstPipeline:");
-        let lines = self.error.message().lines().chain(self.debug.as_deref().unwrap_or_default().lines());
-        let mut said: Vec<&str> = Vec::new();
-        for line in lines.filter(|line| !is_code(line)).map(|line| line.trim().trim_end_matches(['.', ':'])) {
-            if !line.is_empty() && !said.contains(&line) {
-                said.push(line);
-            }
-        }
-        said.join(": ")
+        said(&self.error, self.debug.as_deref())
     }
 
     /// decodebin calls a decoder missing when none leads to video, be it that there is only sound.
@@ -116,9 +107,27 @@ impl Report<'_> {
     }
 }
 
+/// The text of a message, and of its debug text what the system or the peer said: not the lines that name GStreamer's
+/// own code.
+pub(super) fn said(error: &glib::Error, debug: Option<&str>) -> String {
+    let is_code = |line: &str| line.contains(".c(") || line.contains(".cpp(") || line.contains("/GstPipeline:");
+    let lines = error.message().lines().chain(debug.unwrap_or_default().lines());
+    let mut said: Vec<&str> = Vec::new();
+    for line in lines.filter(|line| !is_code(line)).map(|line| line.trim().trim_end_matches(['.', ':'])) {
+        if !line.is_empty() && !said.contains(&line) {
+            said.push(line);
+        }
+    }
+    said.join(": ")
+}
+
 /// What an error means for a source.
 pub(super) fn source_error(spec: &SourceSpec, scrubber: &Scrubber, report: &Report<'_>) -> SourceError {
-    let said = scrubber.scrub(&report.said());
+    let mut said = scrubber.scrub(&report.said());
+    let is_silent = said.starts_with(NO_DATA);
+    if is_silent && matches!(spec.kind, SourceKind::Url(_)) {
+        "no data came".clone_into(&mut said);
+    }
     let request = |text: String| SourceError::Request(format!("{spec}: {text}"));
     let stream = |text: String| SourceError::Stream(format!("{spec}: {text}"));
     if report.has_only_sound(&said) {
@@ -140,7 +149,7 @@ pub(super) fn source_error(spec: &SourceSpec, scrubber: &Scrubber, report: &Repo
             "the server has no such stream or cannot be found ({said}); check host and path of the URL, the camera's manual \
              names the path"
         )),
-        SourceKind::Url(_) if error.is::<gst::ResourceError>() || said.starts_with(NO_DATA) => stream(format!(
+        SourceKind::Url(_) if is_silent || error.is::<gst::ResourceError>() => stream(format!(
             "the connection failed ({said}); check that the device is on, that host and port are right and that no firewall is \
              between; for rtsp, try the other transport (tcp or udp)"
         )),

@@ -6,7 +6,7 @@
 
 use super::caps::{self, Layout};
 use super::elements;
-use super::fault::{Report, Scrubber, source_error};
+use super::fault::{Report, Scrubber, said, source_error};
 use super::intake::{Intake, MEMORY_REMEDY};
 use super::shut_down;
 use crate::pipeline::ports::{FrameSource, Inlet, SourceError, StreamInfo};
@@ -549,7 +549,7 @@ impl Watch {
                     gst::MessageView::Eos(_) => return self.end(failure.or_else(|| self.lost_connection())),
                     gst::MessageView::Element(element) => self.note_missing(element),
                     gst::MessageView::Warning(warning) => {
-                        let text = self.scrubber.scrub(&warning.error().to_string());
+                        let text = self.scrubber.scrub(&said(&warning.error(), warning.debug().as_deref()));
                         tracing::info!(source = %self.spec, text, "GStreamer warning");
                         self.is_closed_by_server |= text.contains("closed the connection");
                     }
@@ -595,6 +595,9 @@ impl Watch {
 
     /// Reports the end: to `start`, if it still waits, else to the inlet.
     fn end(&self, failure: Option<SourceError>) {
+        if self.intake.is_closing() {
+            return;
+        }
         if !self.intake.has_layout() {
             let nothing =
                 || SourceError::Stream(format!("{}: it ended before its first frame; check that it is whole", self.spec));

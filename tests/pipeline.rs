@@ -712,6 +712,13 @@ fn wrong_requests_are_explained() {
     let empty = folder.path().join("empty");
     std::fs::create_dir(&empty).unwrap();
     expect(&["run", "--source", empty.to_str().unwrap()], 2, &["holds no pictures"]);
+    let video = file("video.mp4", "the only copy");
+    let same = folder.path().join("empty/../video.mp4");
+    expect(&["run", "--source", &video, "--sink", same.to_str().unwrap()], 2, &["would be overwritten"]);
+    assert_eq!(std::fs::read_to_string(&video).unwrap(), "the only copy");
+    let twice = folder.path().join("out.json");
+    let twice = twice.to_str().unwrap();
+    expect(&["run", "--source", &video, "--report", twice, "--detections", twice], 2, &["out.json would be overwritten"]);
     let output = fovea(&["run", "--source", "ftp://me:canary@host/x"]);
     assert!(!String::from_utf8_lossy(&output.stderr).contains("canary"));
     for command in ["run", "bench", "check"] {

@@ -147,6 +147,7 @@ impl Args {
 /// Runs a pipeline with progress on stderr and Ctrl-C handled.
 pub(super) fn execute(spec: &PipelineSpec) -> Result<Outcome, Failure> {
     probe_source(&spec.source).map_err(Failure::request)?;
+    keep_files_apart(spec).map_err(Failure::request)?;
     let model_dir = model_dir(spec.model_dir.as_deref())?;
     let detector = Detector::open(&model_dir, &spec.detector).map_err(Failure::request)?;
     for path in output_files(spec) {
@@ -248,6 +249,32 @@ pub(super) fn probe_output(path: &Path) -> anyhow::Result<()> {
             .map_err(|error| anyhow!("cannot make the folder {}: {error}; {remedy}", folder.display()))?;
     }
     probe_writable(path).map_err(|error| anyhow!("cannot write {}: {error}; {remedy}", path.display()))
+}
+
+/// No output may overwrite the source or another output.
+fn keep_files_apart(spec: &PipelineSpec) -> anyhow::Result<()> {
+    // A path that is not there yet has a folder that is.
+    let place = |path: &Path| {
+        let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
+        let name = path.file_name().unwrap_or_default();
+        path.canonicalize().or_else(|_| folder.canonicalize().map(|folder| folder.join(name))).unwrap_or_else(|_| path.to_owned())
+    };
+    let mut taken = Vec::new();
+    if let SourceKind::File(path) = &spec.source.kind {
+        taken.push(place(path));
+    }
+    // Devices such as /dev/null may be named twice.
+    for path in output_files(spec).into_iter().filter(|path| path.is_file() || !path.exists()) {
+        let place = place(path);
+        if taken.contains(&place) {
+            return Err(anyhow!(
+                "{} would be overwritten: it is named twice; give every output a name of its own",
+                path.display()
+            ));
+        }
+        taken.push(place);
+    }
+    Ok(())
 }
 
 /// A sink, and what draws on its pictures.

@@ -44,7 +44,10 @@ impl ResultFile {
             Target::Stdout => io::stdout().lock().write_all(text.as_bytes()).context("cannot write to stdout"),
             Target::File { path, file, is_ours } => {
                 *is_ours = false;
-                let written = file.set_len(0).and_then(|()| file.write_all(text.as_bytes())).and_then(|()| file.flush());
+                // Pipes and devices have no length.
+                let is_regular = file.metadata().is_ok_and(|metadata| metadata.is_file());
+                let emptied = if is_regular { file.set_len(0) } else { Ok(()) };
+                let written = emptied.and_then(|()| file.write_all(text.as_bytes())).and_then(|()| file.flush());
                 written.with_context(|| format!("cannot write {}", path.display()))
             }
         }

@@ -3,7 +3,8 @@
 usage: preprocess.py FOLDER
 
 FOLDER has cases.json: a list of {"name", "format", "matrix", "range", "width", "height", "dst": [w, h]} and NAME.raw: the
-planes one after the other, without padding. Writes NAME.f32: the network input [h, w, 3], real values 0..255.
+planes one after the other, without padding. Writes NAME.f32: the network input [h, w, 3], real values 0..255; and NAME.u8: the
+same in integers, written from docs/preprocess.md alone, so that the text is known to say everything.
 
 Every plane is resized in real numbers: the mean over the covered stretch along an axis with at least as many samples as output
 pixels, else linear interpolation between sample centres; then the colour matrix, clipped to 0..255 at the end.
@@ -83,6 +84,50 @@ def rgb(case, y, u, v):
     return r, (y - kr * r - kb * b) / (1 - kr - kb), b
 
 
+def axis_weights(s, p, d):
+    """docs/preprocess.md, section 3: a matrix [output sample, sample]."""
+    n, u = -(-s // p), d * p
+    weights = np.zeros((d, n), np.int64)
+    for i in range(d):
+        if s >= u:
+            low, high = i * s, (i + 1) * s
+            until = lambda j: ((min(max(j * u, low), high) - low) * 2**15 + s) // (2 * s)
+            for j in range(low // u, -(-high // u)):
+                weights[i, j] = until(j + 1) - until(j)
+        elif (2 * i + 1) * s < u:
+            weights[i, 0] = 2**14
+        else:
+            j, rest = divmod((2 * i + 1) * s - u, 2 * u)
+            second = (rest * 2**14 + u) // (2 * u)
+            if j + 1 >= n or second == 0:
+                weights[i, min(j, n - 1)] = 2**14
+            else:
+                weights[i, j], weights[i, j + 1] = 2**14 - second, second
+    return weights
+
+
+def integers(case, components, rw, rh, left, top):
+    """docs/preprocess.md, sections 4 and 5."""
+    w, h = case["width"], case["height"]
+    parts = []
+    for samples, (per_y, per_x) in components:
+        mid = (axis_weights(h, per_y, rh) @ samples.astype(np.int64) + 2**6) >> 7
+        parts.append((mid @ axis_weights(w, per_x, rw).T + 2**20) >> 21)
+    if case["format"] in ("NV12", "I420", "YUY2"):
+        black, gain, rv, gu, gv, bu = {
+            ("bt601", "limited"): (16, 9539, 13075, 3209, 6660, 16525),
+            ("bt601", "full"): (0, 8192, 11485, 2819, 5850, 14516),
+            ("bt709", "limited"): (16, 9539, 14686, 1747, 4366, 17305),
+            ("bt709", "full"): (0, 8192, 12901, 1535, 3835, 15201),
+        }[case["matrix"], case["range"]]
+        y, u, v = parts[0], parts[1] - 128, parts[2] - 128
+        luma = gain * (y - black) + 2**12
+        parts = [np.clip(x >> 13, 0, 255) for x in (luma + rv * v, luma - gu * u - gv * v, luma + bu * u)]
+    out = np.full((case["dst"][1], case["dst"][0], 3), 114, np.uint8)
+    out[top : top + rh, left : left + rw] = np.stack(parts, -1)
+    return out
+
+
 for case in json.load(open(f"{folder}/cases.json")):
     raw = np.fromfile(f"{folder}/{case['name']}.raw", np.uint8)
     w, h = case["width"], case["height"]
@@ -99,3 +144,4 @@ for case in json.load(open(f"{folder}/cases.json")):
     out = np.full((dh, dw, 3), 114.0)
     out[top : top + rh, left : left + rw] = np.clip(np.stack(parts, -1), 0, 255)
     out.astype(np.float32).tofile(f"{folder}/{case['name']}.f32")
+    integers(case, planes(case, raw), rw, rh, left, top).tofile(f"{folder}/{case['name']}.u8")

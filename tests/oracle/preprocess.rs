@@ -92,6 +92,13 @@ fn pixels_agree_with_a_float_letterbox() {
         let got = case.run();
         let want = read_f32(&folder.path().join(format!("{}.f32", case.name)));
         assert_eq!(got.len(), want.len(), "{}", case.name);
+        let written_down = std::fs::read(folder.path().join(format!("{}.u8", case.name))).expect("an answer");
+        let n_differ = got.iter().zip(&written_down).filter(|(a, b)| a != b).count();
+        assert!(
+            n_differ == 0 && got.len() == written_down.len(),
+            "{}: {n_differ} bytes differ from docs/preprocess.md",
+            case.name
+        );
         for (at, (&got, &want)) in got.iter().zip(&want).enumerate() {
             #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "the reference is clipped to 0..=255")]
             let difference = got.abs_diff(want.round() as u8);

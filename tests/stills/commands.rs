@@ -280,6 +280,24 @@ fn a_result_file_survives_a_failed_run() {
 }
 
 #[test]
+fn a_full_disk_is_a_failure_not_a_wrong_request() {
+    if !Path::new("/dev/full").exists() {
+        eprintln!("skipped: a full disk (this system has no /dev/full)");
+        return;
+    }
+    let folder = workshop();
+    let folder = folder.path();
+    for command in [
+        vec!["detect", "--model", "tiny", "a.png"],
+        vec!["eval", "--model", "tiny", "--data", "data"],
+        vec!["inspect", "tiny"],
+        vec!["bench", "--model-only", "tiny", "--seconds", "0.01"],
+    ] {
+        fails(folder, &[&command[..], &["--json", "/dev/full"]].concat(), 1, &["cannot write /dev/full", "No space left"]);
+    }
+}
+
+#[test]
 fn contradictions_of_a_model_are_named() {
     let folder = workshop();
     let folder = folder.path();

@@ -87,7 +87,7 @@ def rgb(case, y, u, v):
 def axis_weights(s, p, d):
     """docs/preprocess.md, section 3: a matrix [output sample, sample]."""
     n, u = -(-s // p), d * p
-    weights = np.zeros((d, n), np.int64)
+    weights = np.zeros((d, n))
     for i in range(d):
         if s >= u:
             low, high = i * s, (i + 1) * s
@@ -111,8 +111,9 @@ def integers(case, components, rw, rh, left, top):
     w, h = case["width"], case["height"]
     parts = []
     for samples, (per_y, per_x) in components:
-        mid = (axis_weights(h, per_y, rh) @ samples.astype(np.int64) + 2**6) >> 7
-        parts.append((mid @ axis_weights(w, per_x, rw).T + 2**20) >> 21)
+        # Sums in f64, exact far beyond these sizes.
+        mid = (np.rint(axis_weights(h, per_y, rh) @ samples.astype(np.float64)).astype(np.int64) + 2**6) >> 7
+        parts.append((np.rint(mid @ axis_weights(w, per_x, rw).T).astype(np.int64) + 2**20) >> 21)
     if case["format"] in ("NV12", "I420", "YUY2"):
         black, gain, rv, gu, gv, bu = {
             ("bt601", "limited"): (16, 9539, 13075, 3209, 6660, 16525),

@@ -5,4 +5,5 @@ mod damage;
 mod figures;
 mod golden;
 mod kernels;
+mod refusals;
 mod tiny;

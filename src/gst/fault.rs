@@ -154,7 +154,7 @@ pub(super) fn source_error(spec: &SourceSpec, scrubber: &Scrubber, report: &Repo
              between; for rtsp, try the other transport (tcp or udp)"
         )),
         SourceKind::V4l2 { device, .. } | SourceKind::File(device) if error.matches(gst::ResourceError::NotFound) => {
-            request(format!("there is nothing at {} ({said}); check the path", device.display()))
+            request(format!("there is nothing usable at {} ({said}); check the path", device.display()))
         }
         SourceKind::V4l2 { device, .. } if error.is::<gst::ResourceError>() => {
             let device = device.display();

@@ -211,12 +211,7 @@ fn build(spec: &SourceSpec, scrubber: &Scrubber, intake: &Arc<Intake>) -> Result
         SourceKind::V4l2 { device, mode } => {
             let camera = elements::make("v4l2src").map_err(request)?;
             camera.set_property("device", device.display().to_string());
-            let filter = capsfilter(&camera_caps(*mode, true)).map_err(request)?;
-            // Raw video passes decodebin as it is; MJPEG and H.264 cameras get their decoder.
-            let decoder = elements::make("decodebin").map_err(request)?;
-            assemble(&pipeline, &[&camera, &filter, &decoder], &tail).map_err(request)?;
-            gst::Element::link_many([&camera, &filter, &decoder]).map_err(|error| request(error.to_string()))?;
-            link_when_decoded(&decoder, &convert, intake);
+            decoded_camera(&pipeline, &camera, *mode, &tail, intake).map_err(request)?;
         }
         SourceKind::Libcamera { camera: name, mode } => {
             let camera = elements::make("libcamerasrc").map_err(request)?;
@@ -446,6 +441,23 @@ fn link_when_decoded(decoder: &gst::Element, convert: &gst::Element, intake: &Ar
     });
 }
 
+/// A camera that may deliver raw video, which passes decodebin as it is, or JPEG or H.264, which get their decoder.
+fn decoded_camera(
+    pipeline: &gst::Pipeline,
+    camera: &gst::Element,
+    mode: CameraMode,
+    tail: &[&gst::Element],
+    intake: &Arc<Intake>,
+) -> Result<(), String> {
+    let filter = capsfilter(&camera_caps(mode, true))?;
+    let decoder = elements::make("decodebin")?;
+    let first = tail.first().ok_or("no end")?;
+    assemble(pipeline, &[camera, &filter, &decoder], tail)?;
+    gst::Element::link_many([camera, &filter, &decoder]).map_err(|error| error.to_string())?;
+    link_when_decoded(&decoder, first, intake);
+    Ok(())
+}
+
 /// Elements that bring frames into system memory, by caps feature.
 const TO_SYSTEM_MEMORY: [(&str, &[&str]); 5] = [
     ("memory:NVMM", &["nvvidconv", "nvvideoconvert"]),
@@ -632,5 +644,66 @@ impl Watch {
         let description = structure.get::<String>("name").unwrap_or_default();
         let detail = structure.value("detail").map(|detail| format!("{detail:?}")).unwrap_or_default();
         self.missing.push((description, detail));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::frame::{Frame, PixelFormat};
+    use crate::pipeline::ports::DropCause;
+    use crate::pipeline::spec::FrameRate;
+    use std::sync::Mutex;
+
+    /// Counts what comes.
+    #[derive(Default)]
+    struct Counter(Mutex<(usize, Vec<(PixelFormat, usize, usize)>)>);
+
+    impl Inlet for Counter {
+        fn captured(&self) {
+            self.0.lock().unwrap().0 += 1;
+        }
+
+        fn deliver(&self, frame: Frame) -> bool {
+            self.0.lock().unwrap().1.push((frame.format, frame.width, frame.height));
+            true
+        }
+
+        fn drop_frame(&self, cause: DropCause) {
+            panic!("dropped: {cause:?}");
+        }
+
+        fn now(&self) -> Duration {
+            Duration::ZERO
+        }
+
+        fn finish(&self, _: Result<(), SourceError>) {}
+    }
+
+    #[test]
+    fn cameras_may_be_raw_or_encoded() {
+        gst::init().unwrap();
+        let mode = CameraMode { width: Some(64), height: Some(48), frame_rate: Some(FrameRate::whole(15)) };
+        for (description, format) in [
+            ("videotestsrc num-buffers=9 is-live=true ! capsfilter caps=video/x-raw,format=YUY2", PixelFormat::Yuy2),
+            ("videotestsrc num-buffers=9 ! capsfilter caps=video/x-raw,format=UYVY", PixelFormat::Nv12),
+            ("videotestsrc num-buffers=9 ! video/x-raw,format=I420 ! jpegenc", PixelFormat::I420),
+            ("videotestsrc num-buffers=9 ! video/x-raw,format=I420 ! x264enc tune=zerolatency ! h264parse", PixelFormat::I420),
+        ] {
+            let camera = gst::parse::bin_from_description(description, true).unwrap().upcast::<gst::Element>();
+            let counter = Arc::new(Counter::default());
+            let intake = Arc::new(Intake::new(counter.clone(), false));
+            let (pipeline, convert, sink) =
+                (gst::Pipeline::new(), elements::make("videoconvert").unwrap(), appsink(&intake, false));
+            convert_to_nv12_only(&convert, &sink);
+            decoded_camera(&pipeline, &camera, mode, &[&convert, sink.upcast_ref()], &intake).unwrap();
+            pipeline.set_state(gst::State::Playing).unwrap();
+            let ends = [gst::MessageType::Eos, gst::MessageType::Error];
+            let message = pipeline.bus().unwrap().timed_pop_filtered(gst::ClockTime::from_seconds(60), &ends).unwrap();
+            assert_eq!(message.type_(), gst::MessageType::Eos, "{description}: {message:?}");
+            assert!(shut_down(&pipeline, STOP_LIMIT));
+            let counted = counter.0.lock().unwrap();
+            assert_eq!(*counted, (9, vec![(format, 64, 48); 9]), "{description}");
+        }
     }
 }

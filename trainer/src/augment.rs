@@ -13,17 +13,17 @@ use serde::{Deserialize, Serialize};
 /// How far augmentation goes.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
-pub struct Augmentation {
+pub(crate) struct Augmentation {
     /// Probability of a mirrored picture.
-    pub flip: f32,
+    pub(crate) flip: f32,
     /// Range of the scale relative to the letterbox.
-    pub scale: [f32; 2],
+    pub(crate) scale: [f32; 2],
     /// Width over height changes by at most `exp(±aspect)`.
-    pub aspect: f32,
+    pub(crate) aspect: f32,
     /// Strength of colour changes, 0 to 1.
-    pub color: f32,
+    pub(crate) color: f32,
     /// Probability of four pictures in one.
-    pub mosaic: f32,
+    pub(crate) mosaic: f32,
 }
 
 impl Default for Augmentation {
@@ -34,27 +34,27 @@ impl Default for Augmentation {
 
 impl Augmentation {
     /// The paper's: horizontal flip only.
-    pub const FLIP_ONLY: Self = Self { flip: 0.5, scale: [1.0, 1.0], aspect: 0.0, color: 0.0, mosaic: 0.0 };
+    pub(crate) const FLIP_ONLY: Self = Self { flip: 0.5, scale: [1.0, 1.0], aspect: 0.0, color: 0.0, mosaic: 0.0 };
 }
 
 /// A part of a sample with its own knowledge of what is background.
 #[derive(Debug, Clone)]
-pub struct Region {
+pub(crate) struct Region {
     /// Where, in pixels of the network input.
-    pub area: BBox,
+    pub(crate) area: BBox,
     /// For each class whether what has no box is background.
-    pub is_known: Vec<bool>,
+    pub(crate) is_known: Vec<bool>,
 }
 
 /// A network input with its labels.
 #[derive(Debug, Clone)]
-pub struct Sample {
+pub(crate) struct Sample {
     /// RGB, `[H, W, 3]`.
-    pub pixels: Vec<u8>,
+    pub(crate) pixels: Vec<u8>,
     /// Boxes in pixels of the network input.
-    pub labels: Vec<Label>,
+    pub(crate) labels: Vec<Label>,
     /// Regions, which cover the input.
-    pub regions: Vec<Region>,
+    pub(crate) regions: Vec<Region>,
 }
 
 /// A picture laid on the canvas: `x_canvas = origin.0 + x x scale.0`, mirrored where `flip`.
@@ -67,7 +67,13 @@ struct Placement {
 }
 
 /// Draws one sample of `(width, height)` pixels; `examples[first]` is in it, others join it in a mosaic.
-pub fn sample(examples: &[Example], first: usize, size: (usize, usize), how: &Augmentation, rng: &mut ChaCha8Rng) -> Sample {
+pub(crate) fn sample(
+    examples: &[Example],
+    first: usize,
+    size: (usize, usize),
+    how: &Augmentation,
+    rng: &mut ChaCha8Rng,
+) -> Sample {
     let (width, height) = size;
     let mut sample = Sample { pixels: vec![PAD_VALUE; width * height * 3], labels: Vec::new(), regions: Vec::new() };
     if rng.random_range(0.0..1.0) < how.mosaic {

@@ -14,44 +14,44 @@ use std::sync::mpsc::{Receiver, sync_channel};
 
 /// One step's samples.
 #[derive(Debug)]
-pub struct Batch {
+pub(crate) struct Batch {
     /// `[N, H, W, 3]`.
-    pub pixels: Vec<u8>,
+    pub(crate) pixels: Vec<u8>,
     /// `[N, anchors, classes]`: see [`targets`].
-    pub classes: Vec<u8>,
+    pub(crate) classes: Vec<u8>,
     /// `sample x anchors + anchor` of anchors on an object.
-    pub positives: Vec<i64>,
+    pub(crate) positives: Vec<i64>,
     /// `[P, 4]`: the anchors themselves.
-    pub positive_anchors: Vec<f32>,
+    pub(crate) positive_anchors: Vec<f32>,
     /// `[P, 4]`: the boxes they are on.
-    pub positive_boxes: Vec<f32>,
+    pub(crate) positive_boxes: Vec<f32>,
 }
 
 /// What batches are made of.
-pub struct Recipe {
+pub(crate) struct Recipe {
     /// Labelled pictures.
-    pub examples: Vec<Example>,
+    pub(crate) examples: Vec<Example>,
     /// Indices into `examples` that make an epoch; rare classes come more than once.
-    pub epoch: Vec<u32>,
+    pub(crate) epoch: Vec<u32>,
     /// Samples a batch.
-    pub batch: usize,
+    pub(crate) batch: usize,
     /// Width and height of the network input.
-    pub size: (usize, usize),
+    pub(crate) size: (usize, usize),
     /// All anchors, in order.
-    pub anchors: Vec<BBox>,
+    pub(crate) anchors: Vec<BBox>,
     /// Classes of the model.
-    pub n_classes: usize,
+    pub(crate) n_classes: usize,
     /// Matcher.
-    pub matching: MatchParams,
+    pub(crate) matching: MatchParams,
     /// Seed of order and augmentation.
-    pub seed: u64,
+    pub(crate) seed: u64,
     /// Augmentation at an iteration.
-    pub augment: Box<dyn Fn(usize) -> Augmentation + Send + Sync>,
+    pub(crate) augment: Box<dyn Fn(usize) -> Augmentation + Send + Sync>,
 }
 
 impl Recipe {
     /// Batch number `iteration`.
-    pub fn make(&self, iteration: usize) -> Batch {
+    pub(crate) fn make(&self, iteration: usize) -> Batch {
         let (width, height) = self.size;
         let mut batch = Batch {
             pixels: Vec::with_capacity(self.batch * width * height * 3),
@@ -92,7 +92,7 @@ impl Recipe {
 
 /// Indices of an epoch with repeat factors (Gupta et al. 2019, LVIS, section 5.2): a picture comes `max(1, sqrt(t / f))`
 /// times, where `f` is the share of pictures that its rarest class is in; parts of a time are drawn once, by `seed`.
-pub fn repeated(examples: &[Example], n_classes: usize, threshold: f64, seed: u64) -> Vec<u32> {
+pub(crate) fn repeated(examples: &[Example], n_classes: usize, threshold: f64, seed: u64) -> Vec<u32> {
     let mut pictures = vec![0_usize; n_classes];
     let classes_of = |example: &Example| {
         let mut seen: Vec<usize> = example.labels.iter().filter(|l| l.kind == LabelKind::Object).map(|l| l.class).collect();
@@ -115,14 +115,14 @@ pub fn repeated(examples: &[Example], n_classes: usize, threshold: f64, seed: u6
 }
 
 /// Batches `first..end`, in order, made by `n_threads` threads.
-pub struct Batches {
+pub(crate) struct Batches {
     lanes: Vec<Receiver<Batch>>,
     next: usize,
 }
 
 impl Batches {
     /// Starts the threads. They end with the last batch or when this is dropped.
-    pub fn start(recipe: &Arc<Recipe>, first: usize, end: usize, n_threads: usize) -> Self {
+    pub(crate) fn start(recipe: &Arc<Recipe>, first: usize, end: usize, n_threads: usize) -> Self {
         let lanes = (0..n_threads.max(1))
             .map(|lane| {
                 let (send, receive) = sync_channel(2);

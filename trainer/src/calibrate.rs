@@ -16,7 +16,7 @@ use rayon::prelude::*;
 const N_BUCKETS: usize = 4096;
 
 /// Logits below this stand for scores of 0.001 and less: there is nothing to resolve there.
-const LOWEST_LOGIT: f32 = -6.9;
+pub(crate) const LOWEST_LOGIT: f32 = -6.9;
 
 /// Deltas are looked at where some score is above that of this logit: elsewhere nothing is decoded.
 const DECODED_LOGIT: f32 = -3.0;
@@ -78,7 +78,7 @@ impl Histogram {
 }
 
 /// `u8` parameters for real values from `low` to `high`; 0 is always exact.
-pub fn params_for(low: f32, high: f32) -> Result<QuantParams> {
+pub(crate) fn params_for(low: f32, high: f32) -> Result<QuantParams> {
     let (low, high) = (low.min(0.0), high.max(0.0));
     let scale = ((high - low) / 255.0).max(1e-6);
     let zero_point = (-low / scale).round_ties_even().clamp(0.0, 255.0) as u8;
@@ -86,7 +86,7 @@ pub fn params_for(low: f32, high: f32) -> Result<QuantParams> {
 }
 
 /// Values that have one range: the root of each value's group.
-pub fn groups(graph: &Graph) -> Vec<ValueId> {
+pub(crate) fn groups(graph: &Graph) -> Vec<ValueId> {
     let mut root: Vec<ValueId> = (0..graph.values.len()).collect();
     fn find(root: &[ValueId], mut id: ValueId) -> ValueId {
         while root[id] != id {
@@ -114,7 +114,7 @@ type Extremes = Vec<(f32, f32)>;
 /// Parameters of every activation, from `pictures`: network inputs `[H, W, 3]`, RGB.
 ///
 /// `model` is the network in float with every value of `taps` among its outputs, in that order, behind the heads.
-pub fn calibrate(
+pub(crate) fn calibrate(
     graph: &Graph,
     model: &[u8],
     taps: &[ValueId],

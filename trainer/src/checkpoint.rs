@@ -9,7 +9,7 @@ use std::collections::HashMap;
 use std::path::Path;
 
 /// Writes model, optimiser and iteration, and the averaged weights beside them.
-pub fn save(dir: &RunDir, model: &mut Model, optimizer: &mut Optimizer, iteration: usize) -> Result<()> {
+pub(crate) fn save(dir: &RunDir, model: &mut Model, optimizer: &mut Optimizer, iteration: usize) -> Result<()> {
     let mut state = model.weights()?;
     state.extend(optimizer.state()?);
     let texts = HashMap::from([("iteration".to_owned(), iteration.to_string())]);
@@ -21,7 +21,7 @@ pub fn save(dir: &RunDir, model: &mut Model, optimizer: &mut Optimizer, iteratio
 }
 
 /// Restores what [`save`] wrote; gives the next iteration.
-pub fn restore(path: &Path, model: &mut Model, optimizer: &mut Optimizer) -> Result<usize> {
+pub(crate) fn restore(path: &Path, model: &mut Model, optimizer: &mut Optimizer) -> Result<usize> {
     let file = weights::read(path)?;
     let iteration = file.texts.get("iteration").and_then(|text| text.parse().ok());
     let iteration = iteration.with_context(|| format!("{} does not say at which iteration it was written", path.display()))?;

@@ -9,7 +9,7 @@ use serde::{Deserialize, Serialize};
 use std::path::{Path, PathBuf};
 
 #[cfg(feature = "train")]
-pub use crate::{
+pub(crate) use crate::{
     loss::{BoxLoss, Focal},
     optim::{Rule, Schedule},
 };
@@ -18,71 +18,71 @@ pub use crate::{
 #[cfg(feature = "train")]
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
-pub struct FitConfig {
+pub(crate) struct FitConfig {
     /// Training data: a folder with `annotations.json` and `images/`.
-    pub data: PathBuf,
+    pub(crate) data: PathBuf,
     /// Scored annotations that complete the classes a picture's own labels leave out.
-    pub pseudo: Option<PathBuf>,
+    pub(crate) pseudo: Option<PathBuf>,
     /// Validation data.
-    pub val: Option<PathBuf>,
+    pub(crate) val: Option<PathBuf>,
     /// Initial weights (safetensors); arrays are taken by name.
-    pub init: Option<PathBuf>,
+    pub(crate) init: Option<PathBuf>,
     /// Pictures a step.
-    pub batch: usize,
+    pub(crate) batch: usize,
     /// Steps.
-    pub iterations: usize,
+    pub(crate) iterations: usize,
     /// Rule that changes the weights.
-    pub rule: Rule,
+    pub(crate) rule: Rule,
     /// Learning rate over time.
-    pub schedule: Schedule,
+    pub(crate) schedule: Schedule,
     /// Highest learning rate.
-    pub lr: f64,
+    pub(crate) lr: f64,
     /// Factor on it for the backbone.
-    pub backbone_lr: f64,
+    pub(crate) backbone_lr: f64,
     /// Weight decay.
-    pub weight_decay: f64,
+    pub(crate) weight_decay: f64,
     /// Steps of linear warm-up.
-    pub warmup: usize,
+    pub(crate) warmup: usize,
     /// Largest norm of the gradients.
-    pub clip: f64,
+    pub(crate) clip: f64,
     /// Share of the moving average that is kept at each step.
-    pub ema: f64,
+    pub(crate) ema: f64,
     /// Probability that the classifier gives everything at the start.
-    pub prior: f64,
+    pub(crate) prior: f64,
     /// Classification loss.
-    pub focal: Focal,
+    pub(crate) focal: Focal,
     /// Box loss.
-    pub box_loss: BoxLoss,
+    pub(crate) box_loss: BoxLoss,
     /// Weight of the box loss.
-    pub box_weight: f64,
+    pub(crate) box_weight: f64,
     /// Matcher.
-    pub matching: MatchParams,
+    pub(crate) matching: MatchParams,
     /// Use of scored labels.
-    pub bands: ScoreBands,
+    pub(crate) bands: ScoreBands,
     /// Pictures with a class in fewer than this share of pictures come more often; 0: each comes once an epoch.
-    pub repeat_below: f64,
+    pub(crate) repeat_below: f64,
     /// Augmentation.
-    pub augment: Augmentation,
+    pub(crate) augment: Augmentation,
     /// Last part of the run, as a share, without mosaic.
-    pub mosaic_off: f64,
+    pub(crate) mosaic_off: f64,
     /// First part of the run, as a share, in which the slope of the activation below 0 falls from `leak` to 0.
-    pub leak_share: f64,
+    pub(crate) leak_share: f64,
     /// Slope at the start.
-    pub leak: f64,
+    pub(crate) leak: f64,
     /// Seed of everything random.
-    pub seed: u64,
+    pub(crate) seed: u64,
     /// Steps between checkpoints.
-    pub checkpoint_every: usize,
+    pub(crate) checkpoint_every: usize,
     /// Steps between evaluations; 0: at the end only.
-    pub eval_every: usize,
+    pub(crate) eval_every: usize,
     /// The network.
-    pub model: ModelSpec,
+    pub(crate) model: ModelSpec,
 }
 
 #[cfg(feature = "train")]
 impl FitConfig {
     /// The edge preset: what `docs/training.md` recommends for small data and initial weights.
-    pub fn edge(data: PathBuf, model: ModelSpec) -> Self {
+    pub(crate) fn edge(data: PathBuf, model: ModelSpec) -> Self {
         Self {
             data,
             pseudo: None,
@@ -118,7 +118,7 @@ impl FitConfig {
 
     /// The paper's recipe (section 4.1): SGD 0.01 for a batch of 16, two drops, horizontal flip only, no rescue of
     /// objects without a good anchor, L1 on the boxes.
-    pub fn paper(data: PathBuf, model: ModelSpec) -> Self {
+    pub(crate) fn paper(data: PathBuf, model: ModelSpec) -> Self {
         Self {
             iterations: 90_000,
             rule: Rule::Sgd,
@@ -138,7 +138,7 @@ impl FitConfig {
     }
 
     /// Checks the values that cannot be.
-    pub fn check(&self) -> Result<()> {
+    pub(crate) fn check(&self) -> Result<()> {
         self.model.check()?;
         for (key, holds, found, expected) in [
             ("batch", (1..=4096).contains(&self.batch), self.batch.to_string(), "1 to 4096"),
@@ -159,7 +159,7 @@ impl FitConfig {
     }
 
     /// Reads `fit.toml`.
-    pub fn read(path: &Path) -> Result<Self> {
+    pub(crate) fn read(path: &Path) -> Result<Self> {
         let text = std::fs::read_to_string(path).with_context(|| format!("cannot read {}", path.display()))?;
         let config: Self = toml::from_str(&text).with_context(|| path.display().to_string())?;
         config.check().with_context(|| path.display().to_string())?;
@@ -167,18 +167,18 @@ impl FitConfig {
     }
 
     /// Writes `fit.toml`.
-    pub fn write(&self, path: &Path) -> Result<()> {
+    pub(crate) fn write(&self, path: &Path) -> Result<()> {
         std::fs::write(path, toml::to_string(self)?).with_context(|| format!("cannot write {}", path.display()))
     }
 
     /// Slope of the activation below 0 at `iteration`.
-    pub fn slope(&self, iteration: usize) -> f64 {
+    pub(crate) fn slope(&self, iteration: usize) -> f64 {
         let until = self.leak_share * self.iterations as f64;
         (self.leak * (1.0 - iteration as f64 / until.max(1.0))).max(0.0) * f64::from(u8::from(until > 0.0))
     }
 
     /// Augmentation at `iteration`.
-    pub fn augment(&self, iteration: usize) -> Augmentation {
+    pub(crate) fn augment(&self, iteration: usize) -> Augmentation {
         let is_late = iteration as f64 >= (1.0 - self.mosaic_off) * self.iterations as f64;
         Augmentation { mosaic: if is_late { 0.0 } else { self.augment.mosaic }, ..self.augment }
     }

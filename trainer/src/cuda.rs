@@ -15,7 +15,7 @@ unsafe extern "C" {
 
 /// Whether libtorch's CUDA library is there and was opened. Must come before any other use of libtorch.
 #[expect(unsafe_code, reason = "one call into the dynamic linker")]
-pub fn load_backend() -> bool {
+pub(crate) fn load_backend() -> bool {
     // SAFETY: the name is a NUL-terminated literal; the library's initialisers are libtorch's own, written to be loaded
     // this way; the handle is never closed.
     let handle = unsafe { dlopen(c"libtorch_cuda.so".as_ptr(), RTLD_NOW | RTLD_GLOBAL) };

@@ -10,13 +10,13 @@ const HEADER: &str = "iteration,lr,cls_loss,box_loss,grad_norm,images_per_s";
 
 /// A `curve.csv` that is appended to.
 #[derive(Debug)]
-pub struct Curve {
+pub(crate) struct Curve {
     path: PathBuf,
 }
 
 impl Curve {
     /// Starts a curve, or goes on with one: lines after iteration `resume_at` belong to what is repeated and go.
-    pub fn open(path: &Path, resume_at: Option<usize>) -> Result<Self> {
+    pub(crate) fn open(path: &Path, resume_at: Option<usize>) -> Result<Self> {
         let mut text = format!("{HEADER}\n");
         if let (Some(at), Ok(old)) = (resume_at, std::fs::read_to_string(path)) {
             let is_kept = |line: &&str| line.split(',').next().and_then(|n| n.parse().ok()).is_some_and(|n: usize| n <= at);
@@ -27,7 +27,7 @@ impl Curve {
     }
 
     /// Adds a line.
-    pub fn append(&self, iteration: usize, lr: f64, mean: Losses, rate: f64) -> Result<()> {
+    pub(crate) fn append(&self, iteration: usize, lr: f64, mean: Losses, rate: f64) -> Result<()> {
         let mut file =
             std::fs::OpenOptions::new().append(true).open(&self.path).with_context(|| self.path.display().to_string())?;
         writeln!(file, "{iteration},{lr:.6},{:.5},{:.5},{:.4},{rate:.2}", mean.cls, mean.bbox, mean.norm)
@@ -35,7 +35,7 @@ impl Curve {
     }
 
     /// Draws both losses over the iterations.
-    pub fn plot(&self, path: &Path) -> Result<()> {
+    pub(crate) fn plot(&self, path: &Path) -> Result<()> {
         let text = std::fs::read_to_string(&self.path)?;
         let rows: Vec<Vec<f64>> = text
             .lines()

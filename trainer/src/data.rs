@@ -11,7 +11,7 @@ use std::path::{Path, PathBuf};
 
 /// What a box is good for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum LabelKind {
+pub(crate) enum LabelKind {
     /// An object to find.
     Object,
     /// Neither object nor background: a crowd, a doubtful scored label, a mostly hidden object.
@@ -20,52 +20,52 @@ pub enum LabelKind {
 
 /// A box with its class.
 #[derive(Debug, Clone, Copy, PartialEq)]
-pub struct Label {
+pub(crate) struct Label {
     /// Where, in pixels of the picture.
-    pub bbox: BBox,
+    pub(crate) bbox: BBox,
     /// Index into the model's classes.
-    pub class: usize,
+    pub(crate) class: usize,
     /// What it is good for.
-    pub kind: LabelKind,
+    pub(crate) kind: LabelKind,
 }
 
 /// A picture with its labels.
 #[derive(Debug)]
-pub struct Example {
+pub(crate) struct Example {
     /// Pixels.
-    pub picture: RgbPicture,
+    pub(crate) picture: RgbPicture,
     /// Boxes.
-    pub labels: Vec<Label>,
+    pub(crate) labels: Vec<Label>,
     /// For each class whether what has no box is background.
-    pub is_known: Vec<bool>,
+    pub(crate) is_known: Vec<bool>,
 }
 
 /// How scored labels are used.
 #[derive(Debug, Clone, Copy, PartialEq, serde::Serialize, serde::Deserialize)]
 #[serde(deny_unknown_fields)]
-pub struct ScoreBands {
+pub(crate) struct ScoreBands {
     /// From here an object.
-    pub positive: f64,
+    pub(crate) positive: f64,
     /// From here to `positive` ignored.
-    pub ignore: f64,
+    pub(crate) ignore: f64,
 }
 
 /// A folder with `annotations.json` and `images/`.
-pub struct Folder {
+pub(crate) struct Folder {
     /// The folder.
-    pub dir: PathBuf,
+    pub(crate) dir: PathBuf,
     /// Its annotations.
-    pub coco: CocoDataset,
+    pub(crate) coco: CocoDataset,
 }
 
 impl Folder {
     /// Reads the annotations of a folder.
-    pub fn open(dir: &Path) -> Result<Self> {
+    pub(crate) fn open(dir: &Path) -> Result<Self> {
         Ok(Self { dir: dir.to_owned(), coco: read_coco(&dir.join("annotations.json"))? })
     }
 
     /// Path of a picture.
-    pub fn image_path(&self, file_name: &str) -> PathBuf {
+    pub(crate) fn image_path(&self, file_name: &str) -> PathBuf {
         self.dir.join("images").join(file_name)
     }
 }
@@ -78,14 +78,14 @@ fn read_coco(path: &Path) -> Result<CocoDataset> {
 }
 
 /// Class index by category id, for the model's class names.
-pub fn class_by_category(coco: &CocoDataset, classes: &[String]) -> HashMap<u32, usize> {
+pub(crate) fn class_by_category(coco: &CocoDataset, classes: &[String]) -> HashMap<u32, usize> {
     let index = |name: &str| classes.iter().position(|class| class == name);
     coco.categories.iter().filter_map(|category| Some((category.id, index(&category.name)?))).collect()
 }
 
 /// Reads and decodes a whole data set. `pseudo` completes classes that a picture's own labels leave out: with it they
 /// count as known.
-pub fn load(
+pub(crate) fn load(
     folder: &Folder,
     classes: &[String],
     pseudo: Option<&Path>,
@@ -141,7 +141,7 @@ pub fn load(
 }
 
 /// A progress bar on stderr; plain where stderr is no terminal.
-pub fn progress(len: usize, what: &str) -> ProgressBar {
+pub(crate) fn progress(len: usize, what: &str) -> ProgressBar {
     let bar = ProgressBar::new(len as u64);
     let style = ProgressStyle::with_template("{prefix} {wide_bar} {pos}/{len} {per_sec} {eta} {msg}");
     bar.set_style(style.unwrap_or_else(|_| ProgressStyle::default_bar()));

@@ -5,7 +5,7 @@ use crate::model::{Mode, Model};
 use crate::spec::ModelSpec;
 use anyhow::Result;
 use fovea::detection::Detection;
-use fovea::eval::{CocoEvaluator, CocoImage, EvalReport, F1Threshold};
+use fovea::eval::{CocoEvaluator, CocoImage, EvalReport};
 use fovea::frame::Letterbox;
 use fovea::images;
 use fovea::postprocess::Postprocessor;
@@ -17,17 +17,8 @@ use tch::{Kind, Tensor};
 /// Pictures that go through the network together.
 const BATCH: usize = 16;
 
-/// What an evaluation gives.
-#[derive(Debug)]
-pub struct Evaluation {
-    /// The metrics.
-    pub report: EvalReport,
-    /// Best threshold of each class.
-    pub thresholds: Vec<F1Threshold>,
-}
-
 /// Measures a network on a data set; `limit` takes the first pictures only.
-pub fn evaluate(model: &Model, spec: &ModelSpec, folder: &Folder, limit: Option<usize>) -> Result<Evaluation> {
+pub(crate) fn evaluate(model: &Model, spec: &ModelSpec, folder: &Folder, limit: Option<usize>) -> Result<EvalReport> {
     let mut coco = folder.coco.clone();
     coco.images.truncate(limit.unwrap_or(usize::MAX));
     coco.categories.retain(|category| spec.classes.contains(&category.name));
@@ -51,7 +42,7 @@ pub fn evaluate(model: &Model, spec: &ModelSpec, folder: &Folder, limit: Option<
         bar.inc(images.len() as u64);
     }
     bar.finish_and_clear();
-    Ok(Evaluation { report: evaluator.summarize(), thresholds: evaluator.best_f1_thresholds() })
+    Ok(evaluator.summarize())
 }
 
 /// Category id of each class of the model; `None` where the data set does not have it.
@@ -123,7 +114,7 @@ fn flat(tensor: &Tensor) -> Result<Vec<f32>> {
 }
 
 /// The metrics in one line a person reads.
-pub fn summary(report: &EvalReport) -> String {
+pub(crate) fn summary(report: &EvalReport) -> String {
     let percent = |value: Option<f64>| value.map_or("-".to_owned(), |v| format!("{:.1}", 100.0 * v));
     let classes: Vec<String> = report.per_class.iter().map(|(name, class)| format!("{name} {}", percent(class.ap50))).collect();
     format!("AP {} AP50 {} AP75 {} | AP50: {}", percent(report.ap), percent(report.ap50), percent(report.ap75), classes.join(" "))

@@ -15,31 +15,31 @@ use std::collections::BTreeMap;
 
 /// Quantised weights of a convolution.
 #[derive(Debug, Clone, PartialEq)]
-pub struct QuantConv {
+pub(crate) struct QuantConv {
     /// `[O, I / groups, k, k]`, in `-127..=127`.
-    pub weights: Vec<i8>,
+    pub(crate) weights: Vec<i8>,
     /// One a channel.
-    pub scales: Vec<f32>,
+    pub(crate) scales: Vec<f32>,
 }
 
 /// Everything that makes a float network an integer one.
 #[derive(Debug, Clone)]
-pub struct Quantization {
+pub(crate) struct Quantization {
     /// By value of the graph.
-    pub activations: Vec<QuantParams>,
+    pub(crate) activations: Vec<QuantParams>,
     /// By name of the convolution.
-    pub convs: BTreeMap<String, QuantConv>,
+    pub(crate) convs: BTreeMap<String, QuantConv>,
 }
 
 /// The network in float. `taps` are given as outputs besides the heads.
-pub fn float_model(graph: &Graph, spec: &ModelSpec, folded: &Folded, taps: &[ValueId]) -> ModelProto {
+pub(crate) fn float_model(graph: &Graph, spec: &ModelSpec, folded: &Folded, taps: &[ValueId]) -> ModelProto {
     let mut writer = Writer::new(graph, spec, folded, None);
     writer.nodes();
     writer.finish(taps)
 }
 
 /// The network in QDQ form.
-pub fn quantized_model(graph: &Graph, spec: &ModelSpec, folded: &Folded, quantization: &Quantization) -> ModelProto {
+pub(crate) fn quantized_model(graph: &Graph, spec: &ModelSpec, folded: &Folded, quantization: &Quantization) -> ModelProto {
     let mut writer = Writer::new(graph, spec, folded, Some(quantization));
     writer.nodes();
     writer.finish(&[])

@@ -20,29 +20,29 @@ use tch::{Device, Kind, Tensor};
 
 /// What does not change the result, only how fast it comes.
 #[derive(Debug, Clone, Copy)]
-pub struct Resources {
+pub(crate) struct Resources {
     /// Where the network is.
-    pub device: Device,
+    pub(crate) device: Device,
     /// Type of the arithmetic.
-    pub kind: Kind,
+    pub(crate) kind: Kind,
     /// Threads that make batches.
-    pub workers: usize,
+    pub(crate) workers: usize,
 }
 
 /// Losses of one step.
 #[derive(Debug, Clone, Copy)]
-pub struct Losses {
+pub(crate) struct Losses {
     /// Focal loss, per anchor on an object.
-    pub cls: f64,
+    pub(crate) cls: f64,
     /// Box loss, per anchor on an object, weighted.
-    pub bbox: f64,
+    pub(crate) bbox: f64,
     /// Norm of all gradients together, before clipping.
-    pub norm: f64,
+    pub(crate) norm: f64,
 }
 
 /// How a run ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Outcome {
+pub(crate) enum Outcome {
     /// All iterations are done.
     Done,
     /// Stopped on request, before this iteration.
@@ -50,7 +50,7 @@ pub enum Outcome {
 }
 
 /// Trains from scratch, from initial weights, or on from the checkpoint in `dir`. `until` stops early, as `stop` does.
-pub fn fit(
+pub(crate) fn fit(
     config: &FitConfig,
     dir: &RunDir,
     resume: bool,
@@ -69,8 +69,14 @@ pub fn fit(
         eprintln!("resuming at iteration {first} of {}", config.iterations);
     } else {
         if let Some(path) = &config.init {
-            let loaded = model.load(&weights::read_initial(path)?).with_context(|| path.display().to_string())?;
-            eprintln!("{}: {} arrays taken, {} of the network start at random", path.display(), loaded.set, loaded.missing);
+            let loaded = model.load_matching(&weights::read_initial(path)?).with_context(|| path.display().to_string())?;
+            eprintln!(
+                "{}: {} arrays taken; {} of the network are not in it and {} have another shape there: these start at random",
+                path.display(),
+                loaded.set,
+                loaded.missing,
+                loaded.other_shape
+            );
         }
         optimizer = Optimizer::new(&model, config.rule);
     }
@@ -140,10 +146,10 @@ fn measure(config: &FitConfig, model: &mut Model, optimizer: &mut Optimizer, don
     let measured = evaluate(model, &config.model, &folder, None);
     optimizer.swap_average(model);
     let measured = measured?;
-    eprintln!("iteration {done}: {}", summary(&measured.report));
+    eprintln!("iteration {done}: {}", summary(&measured));
     if let Some(dir) = dir {
         let path = dir.0.join("eval.json");
-        std::fs::write(&path, serde_json::to_string_pretty(&measured.report)?)
+        std::fs::write(&path, serde_json::to_string_pretty(&measured)?)
             .with_context(|| format!("cannot write {}", path.display()))?;
     }
     Ok(())

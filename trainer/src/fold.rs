@@ -6,25 +6,25 @@ use anyhow::{Context, Result, bail};
 use std::collections::BTreeMap;
 
 /// Added to the variance; the same as while training.
-pub const NORM_EPS: f32 = 1e-5;
+pub(crate) const NORM_EPS: f32 = 1e-5;
 
 /// Weights `[O, I / groups, k, k]` and biases of one convolution.
 #[derive(Debug, Clone, PartialEq)]
-pub struct FoldedConv {
+pub(crate) struct FoldedConv {
     /// Row-major weights.
-    pub weights: Vec<f32>,
+    pub(crate) weights: Vec<f32>,
     /// One a channel.
-    pub bias: Vec<f32>,
+    pub(crate) bias: Vec<f32>,
 }
 
 /// By name of the convolution.
-pub type Folded = BTreeMap<String, FoldedConv>;
+pub(crate) type Folded = BTreeMap<String, FoldedConv>;
 
 /// Folds every convolution of a network.
 ///
 /// # Errors
 /// A missing array or one of another length.
-pub fn fold(graph: &Graph, weights: &Weights) -> Result<Folded> {
+pub(crate) fn fold(graph: &Graph, weights: &Weights) -> Result<Folded> {
     graph.convs().map(|conv| Ok((conv.name.clone(), fold_conv(conv, weights)?))).collect()
 }
 

@@ -7,32 +7,32 @@
 use crate::spec::{Backbone, ModelSpec};
 
 /// Index into [`Graph::values`].
-pub type ValueId = usize;
+pub(crate) type ValueId = usize;
 
 /// A convolution: square kernel, padding k / 2.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Conv {
+pub(crate) struct Conv {
     /// Parameters are `<name>.weight`, `<name>.bias`, and `<name>.norm.*`.
-    pub name: String,
+    pub(crate) name: String,
     /// Side of the kernel.
-    pub kernel: usize,
+    pub(crate) kernel: usize,
     /// 1 or 2.
-    pub stride: usize,
+    pub(crate) stride: usize,
     /// Groups of channels.
-    pub groups: usize,
+    pub(crate) groups: usize,
     /// Channels in.
-    pub c_in: usize,
+    pub(crate) c_in: usize,
     /// Channels out.
-    pub c_out: usize,
+    pub(crate) c_out: usize,
     /// Batch norm behind it.
-    pub norm: bool,
+    pub(crate) norm: bool,
     /// `ReLU` behind it.
-    pub relu: bool,
+    pub(crate) relu: bool,
 }
 
 /// An operator.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Op {
+pub(crate) enum Op {
     /// The same convolution on every input.
     Conv(Conv),
     /// 3x3, stride 2, padding 1.
@@ -53,40 +53,40 @@ pub enum Op {
 
 /// One step.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Node {
+pub(crate) struct Node {
     /// What is done.
-    pub op: Op,
+    pub(crate) op: Op,
     /// With what.
-    pub inputs: Vec<ValueId>,
+    pub(crate) inputs: Vec<ValueId>,
     /// What comes out: one value, or one per input for a convolution.
-    pub outputs: Vec<ValueId>,
+    pub(crate) outputs: Vec<ValueId>,
 }
 
 /// An activation.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Value {
+pub(crate) struct Value {
     /// ONNX name.
-    pub name: String,
+    pub(crate) name: String,
     /// Channels.
-    pub channels: usize,
+    pub(crate) channels: usize,
     /// Input pixels per cell.
-    pub stride: usize,
+    pub(crate) stride: usize,
 }
 
 /// A network; value 0 is the input.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Graph {
+pub(crate) struct Graph {
     /// Activations.
-    pub values: Vec<Value>,
+    pub(crate) values: Vec<Value>,
     /// Steps in execution order.
-    pub nodes: Vec<Node>,
+    pub(crate) nodes: Vec<Node>,
     /// Logits and deltas of each level, from the finest.
-    pub levels: Vec<(ValueId, ValueId)>,
+    pub(crate) levels: Vec<(ValueId, ValueId)>,
 }
 
 impl Graph {
     /// The network of a model.
-    pub fn new(spec: &ModelSpec) -> Self {
+    pub(crate) fn new(spec: &ModelSpec) -> Self {
         let input = Value { name: "images".into(), channels: 3, stride: 1 };
         let mut graph = Self { values: vec![input], nodes: Vec::new(), levels: Vec::new() };
         let features = match spec.backbone {
@@ -108,7 +108,7 @@ impl Graph {
     }
 
     /// Every convolution, once.
-    pub fn convs(&self) -> impl Iterator<Item = &Conv> {
+    pub(crate) fn convs(&self) -> impl Iterator<Item = &Conv> {
         self.nodes.iter().filter_map(|node| if let Op::Conv(conv) = &node.op { Some(conv) } else { None })
     }
 

@@ -6,11 +6,11 @@ use tch::{Kind, Tensor};
 /// Parameters of the focal loss, `FL(p_t) = -alpha_t (1 - p_t)^gamma log(p_t)` (paper section 3.2).
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
-pub struct Focal {
+pub(crate) struct Focal {
     /// Weight of objects; background has `1 - alpha`.
-    pub alpha: f64,
+    pub(crate) alpha: f64,
     /// Focusing parameter; 0 is balanced cross-entropy.
-    pub gamma: f64,
+    pub(crate) gamma: f64,
 }
 
 impl Default for Focal {
@@ -22,7 +22,7 @@ impl Default for Focal {
 /// Loss on the boxes of anchors that are on an object.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize, clap::ValueEnum)]
 #[serde(rename_all = "snake_case")]
-pub enum BoxLoss {
+pub(crate) enum BoxLoss {
     /// `1 - GIoU` of the decoded boxes (Rezatofighi et al. 2019).
     #[default]
     Giou,
@@ -37,7 +37,7 @@ pub enum BoxLoss {
 /// `x`: logits; `target`: 1 on an object, 0 background; `weight`: 0 where there is no loss, else 1; all of one shape.
 /// With `p = sigmoid(x)`, `s = 1 - 2 target` and `u = 1 - p_t`:
 /// `loss = a_t u^gamma ce` and `d loss / d x = a_t s u^gamma (gamma (1 - u) ce + u)`.
-pub fn focal_with_gradient(x: &Tensor, target: &Tensor, weight: &Tensor, focal: Focal) -> (Tensor, Tensor) {
+pub(crate) fn focal_with_gradient(x: &Tensor, target: &Tensor, weight: &Tensor, focal: Focal) -> (Tensor, Tensor) {
     tch::no_grad(|| {
         let x = x.detach();
         let s = target * -2.0 + 1.0;
@@ -56,12 +56,12 @@ pub fn focal_with_gradient(x: &Tensor, target: &Tensor, weight: &Tensor, focal: 
 }
 
 /// A scalar whose gradient with respect to `x` is `gradient`, and which shows no value of its own.
-pub fn with_gradient(x: &Tensor, gradient: &Tensor) -> Tensor {
+pub(crate) fn with_gradient(x: &Tensor, gradient: &Tensor) -> Tensor {
     (x * gradient).sum(Kind::Float)
 }
 
 /// Summed box loss. `deltas`: `[P, 4]`; `anchors` and `boxes`: `[P, 4]`, xyxy in pixels of the network input.
-pub fn box_loss(deltas: &Tensor, anchors: &Tensor, boxes: &Tensor, kind: BoxLoss) -> Tensor {
+pub(crate) fn box_loss(deltas: &Tensor, anchors: &Tensor, boxes: &Tensor, kind: BoxLoss) -> Tensor {
     let (anchor_center, anchor_size) = center_and_size(anchors);
     match kind {
         BoxLoss::Giou => {

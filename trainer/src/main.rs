@@ -3,6 +3,15 @@
 //! Built on the library `fovea`, never the other way round: anchors, box coder, preprocessing, NMS and metrics exist
 //! once. What needs gradients is behind the feature `train` (libtorch); the rest is plain Rust.
 
+#![allow(
+    clippy::cast_possible_truncation,
+    clippy::cast_possible_wrap,
+    clippy::cast_precision_loss,
+    clippy::cast_sign_loss,
+    reason = "sizes of tensors and pictures go between usize, i64 and floats everywhere; all are far below 2^31"
+)]
+#![allow(clippy::print_stdout, reason = "a command line program: results go to stdout")]
+
 mod augment;
 #[cfg(feature = "train")]
 mod batches;

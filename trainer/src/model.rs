@@ -16,11 +16,11 @@ use tch::{Device, Kind, Tensor};
 /// Momentum of batch norm's running statistics.
 const NORM_MOMENTUM: f64 = 0.03;
 /// Added to the variance by batch norm.
-pub const NORM_EPS: f64 = 1e-5;
+pub(crate) const NORM_EPS: f64 = 1e-5;
 
 /// Which learning rate a parameter has.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Group {
+pub(crate) enum Group {
     /// Initial weights that are to be kept near.
     Backbone,
     /// Everything else.
@@ -29,65 +29,67 @@ pub enum Group {
 
 /// A parameter that is learnt.
 #[derive(Debug)]
-pub struct Param {
+pub(crate) struct Param {
     /// The master, f32, a leaf of the autograd graph.
-    pub tensor: Tensor,
+    pub(crate) tensor: Tensor,
     /// Its learning rate.
-    pub group: Group,
+    pub(crate) group: Group,
     /// Whether weight decay pulls on it: weights yes, biases and batch norm no.
-    pub decays: bool,
+    pub(crate) decays: bool,
 }
 
 /// How a forward pass is done.
 #[derive(Debug, Clone, Copy)]
-pub struct Mode {
+pub(crate) struct Mode {
     /// Batch statistics, and running ones updated; else running statistics.
-    pub training: bool,
+    pub(crate) training: bool,
     /// Slope of the activation below 0; 0 is `ReLU`.
-    pub slope: f64,
+    pub(crate) slope: f64,
     /// Type of the arithmetic: f32 or bf16.
-    pub kind: Kind,
+    pub(crate) kind: Kind,
 }
 
 impl Mode {
     /// As the exported network computes.
-    pub const EVAL: Self = Self { training: false, slope: 0.0, kind: Kind::Float };
+    pub(crate) const EVAL: Self = Self { training: false, slope: 0.0, kind: Kind::Float };
 }
 
 /// Heads of one level.
 #[derive(Debug)]
-pub struct LevelOutput {
+pub(crate) struct LevelOutput {
     /// `[N, H, W, A x K]`, f32.
-    pub cls: Tensor,
+    pub(crate) cls: Tensor,
     /// `[N, H, W, A x 4]`, f32.
-    pub bbox: Tensor,
+    pub(crate) bbox: Tensor,
 }
 
 /// A network with its parameters.
 #[derive(Debug)]
-pub struct Model {
+pub(crate) struct Model {
     /// The operators.
-    pub graph: Graph,
+    pub(crate) graph: Graph,
     /// What is learnt, by name.
-    pub params: BTreeMap<String, Param>,
+    pub(crate) params: BTreeMap<String, Param>,
     /// Running means and variances, by name.
-    pub buffers: BTreeMap<String, Tensor>,
+    pub(crate) buffers: BTreeMap<String, Tensor>,
     device: Device,
 }
 
 /// How many arrays of a file went into the network.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Loaded {
+pub(crate) struct Loaded {
     /// Arrays of the network that were set.
-    pub set: usize,
+    pub(crate) set: usize,
     /// Arrays of the network that the file does not have.
-    pub missing: usize,
+    pub(crate) missing: usize,
+    /// Arrays that have another shape in the file, such as the last layer for other classes: not taken.
+    pub(crate) other_shape: usize,
 }
 
 impl Model {
     /// A network with random weights: normal with standard deviation `sqrt(2 / fan_out)` (He et al. 2015), 0.01 for the
     /// last convolutions, biases 0, and the prior of the paper (section 4.1) for the classification bias.
-    pub fn new(spec: &ModelSpec, prior: f64, seed: u64, device: Device) -> Self {
+    pub(crate) fn new(spec: &ModelSpec, prior: f64, seed: u64, device: Device) -> Self {
         let graph = Graph::new(spec);
         let mut rng = ChaCha8Rng::seed_from_u64(seed);
         let mut params = BTreeMap::new();
@@ -121,16 +123,32 @@ impl Model {
     }
 
     /// Where the parameters are.
-    pub const fn device(&self) -> Device {
+    pub(crate) const fn device(&self) -> Device {
         self.device
     }
 
-    /// Sets parameters and running statistics by name.
+    /// Sets every parameter and running statistic by name.
     ///
     /// # Errors
-    /// An array whose shape differs from the network's, or none that fits.
-    pub fn load(&mut self, weights: &Weights) -> Result<Loaded> {
-        let mut loaded = Loaded { set: 0, missing: 0 };
+    /// An array that is missing or has another shape.
+    pub(crate) fn load(&mut self, weights: &Weights) -> Result<()> {
+        let loaded = self.load_matching(weights)?;
+        if loaded.missing + loaded.other_shape > 0 {
+            bail!(
+                "{} arrays of the network are missing and {} have another shape: these are weights of another network",
+                loaded.missing,
+                loaded.other_shape
+            );
+        }
+        Ok(())
+    }
+
+    /// Sets what has the name and the shape of a parameter or running statistic: initial weights.
+    ///
+    /// # Errors
+    /// If nothing fits.
+    pub(crate) fn load_matching(&mut self, weights: &Weights) -> Result<Loaded> {
+        let mut loaded = Loaded { set: 0, missing: 0, other_shape: 0 };
         let tensors = self.params.iter_mut().map(|(name, p)| (name, &mut p.tensor)).chain(self.buffers.iter_mut());
         for (name, tensor) in tensors {
             let Some(array) = weights.get(name) else {
@@ -139,26 +157,27 @@ impl Model {
             };
             let shape: Vec<i64> = array.shape.iter().map(|&n| n as i64).collect();
             if tensor.size() != shape {
-                bail!("`{name}` has shape {shape:?} in the file, {:?} in the network", tensor.size());
+                loaded.other_shape += 1;
+                continue;
             }
             let values = Tensor::from_slice(&array.data).reshape(&shape);
             tch::no_grad(|| tensor.copy_(&values));
             loaded.set += 1;
         }
         if loaded.set == 0 {
-            bail!("none of its {} arrays has the name of a parameter of the network", weights.len());
+            bail!("none of its {} arrays has the name and shape of a parameter of the network", weights.len());
         }
         Ok(loaded)
     }
 
     /// Every parameter and running statistic.
-    pub fn weights(&self) -> Result<Weights> {
+    pub(crate) fn weights(&self) -> Result<Weights> {
         let tensors = self.params.iter().map(|(name, p)| (name, &p.tensor)).chain(&self.buffers);
         tensors.map(|(name, tensor)| Ok((name.clone(), array(tensor)?))).collect()
     }
 
     /// Heads of every level for a batch of pictures, `[N, H, W, 3]` bytes, RGB.
-    pub fn forward(&self, images: &Tensor, mode: Mode) -> Vec<LevelOutput> {
+    pub(crate) fn forward(&self, images: &Tensor, mode: Mode) -> Vec<LevelOutput> {
         let mut values: Vec<Option<Tensor>> = (0..self.graph.values.len()).map(|_| None).collect();
         // A permuted view of NHWC bytes is an NCHW tensor in channels-last order; the conversion keeps that order.
         values[0] = Some(images.permute([0, 3, 1, 2]).to_kind(mode.kind) / 255.0);
@@ -302,7 +321,7 @@ fn normal(rng: &mut ChaCha8Rng) -> f64 {
 }
 
 /// A tensor's values.
-pub fn array(tensor: &Tensor) -> Result<Array> {
+pub(crate) fn array(tensor: &Tensor) -> Result<Array> {
     let shape: Vec<usize> = tensor.size().iter().map(|&n| n as usize).collect();
     let flat = tensor.detach().to_device(Device::Cpu).to_kind(Kind::Float).contiguous().reshape([-1]);
     Ok(Array { shape, data: Vec::<f32>::try_from(&flat)? })

@@ -11,7 +11,7 @@ use tch::{Kind, Tensor};
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize, clap::ValueEnum)]
 #[serde(rename_all = "lowercase")]
 #[value(rename_all = "lowercase")]
-pub enum Rule {
+pub(crate) enum Rule {
     /// Momentum 0.9 (paper section 4.1).
     Sgd,
     /// Loshchilov and Hutter 2019; betas 0.9 and 0.999.
@@ -22,7 +22,7 @@ pub enum Rule {
 /// Learning rate over the iterations.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize, clap::ValueEnum)]
 #[serde(rename_all = "lowercase")]
-pub enum Schedule {
+pub(crate) enum Schedule {
     /// Half a cosine down to a hundredth.
     #[default]
     Cosine,
@@ -32,7 +32,7 @@ pub enum Schedule {
 
 impl Schedule {
     /// Factor on the learning rate at `iteration` of `total`, with a linear warm-up.
-    pub fn factor(self, iteration: usize, total: usize, warmup: usize) -> f64 {
+    pub(crate) fn factor(self, iteration: usize, total: usize, warmup: usize) -> f64 {
         let warm = if iteration < warmup { (iteration + 1) as f64 / warmup as f64 } else { 1.0 };
         let part = iteration as f64 / total.max(1) as f64;
         warm * match self {
@@ -44,17 +44,17 @@ impl Schedule {
 
 /// One step's settings.
 #[derive(Debug, Clone, Copy)]
-pub struct Step {
+pub(crate) struct Step {
     /// Learning rate of the head.
-    pub lr: f64,
+    pub(crate) lr: f64,
     /// Factor on it for the backbone.
-    pub backbone: f64,
+    pub(crate) backbone: f64,
     /// Weight decay: coupled for SGD, decoupled for `AdamW`.
-    pub weight_decay: f64,
+    pub(crate) weight_decay: f64,
     /// Largest norm of all gradients together.
-    pub clip: f64,
+    pub(crate) clip: f64,
     /// How much of the average is kept; ramps up from 0 over the first steps.
-    pub ema: f64,
+    pub(crate) ema: f64,
 }
 
 const BETA1: f64 = 0.9;
@@ -62,7 +62,7 @@ const BETA2: f64 = 0.999;
 
 /// The state of an optimiser.
 #[derive(Debug)]
-pub struct Optimizer {
+pub(crate) struct Optimizer {
     rule: Rule,
     /// First moment (SGD: velocity), second moment (`AdamW` only), averages of parameters and running statistics.
     first: Tensor,
@@ -78,7 +78,7 @@ pub struct Optimizer {
 
 impl Optimizer {
     /// A fresh optimiser for a model; the averages start at its weights.
-    pub fn new(model: &Model, rule: Rule) -> Self {
+    pub(crate) fn new(model: &Model, rule: Rule) -> Self {
         let mask = |holds: &dyn Fn(&crate::model::Param) -> bool| {
             let parts: Vec<Tensor> = model
                 .params
@@ -104,7 +104,7 @@ impl Optimizer {
 
     /// Moves the parameters along their gradients and clears these. Returns the norm of the gradients before clipping;
     /// where it is not finite nothing was moved.
-    pub fn step(&mut self, model: &mut Model, step: &Step) -> Result<f64> {
+    pub(crate) fn step(&mut self, model: &mut Model, step: &Step) -> Result<f64> {
         tch::no_grad(|| {
             let gradients: Vec<Tensor> = model
                 .params
@@ -153,7 +153,7 @@ impl Optimizer {
     }
 
     /// Puts the averages in place of the model's weights, or back: a second call undoes the first.
-    pub fn swap_average(&mut self, model: &mut Model) {
+    pub(crate) fn swap_average(&mut self, model: &mut Model) {
         tch::no_grad(|| {
             let (params, buffers) = (flat_params(model), flat_buffers(model));
             scatter(model.params.values_mut().map(|p| &mut p.tensor), &self.ema);
@@ -163,7 +163,7 @@ impl Optimizer {
     }
 
     /// The whole state by name.
-    pub fn state(&self) -> Result<Weights> {
+    pub(crate) fn state(&self) -> Result<Weights> {
         let mut state = Weights::new();
         for (name, tensor) in
             [("first", &self.first), ("second", &self.second), ("ema", &self.ema), ("ema_buffers", &self.ema_buffers)]
@@ -174,7 +174,7 @@ impl Optimizer {
     }
 
     /// Restores what [`Self::state`] gave, at step `n_steps`.
-    pub fn restore(&mut self, state: &Weights, n_steps: usize) -> Result<()> {
+    pub(crate) fn restore(&mut self, state: &Weights, n_steps: usize) -> Result<()> {
         let vectors = [
             ("first", &mut self.first),
             ("second", &mut self.second),

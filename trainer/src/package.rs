@@ -11,24 +11,24 @@ use std::fmt::Write;
 use std::path::Path;
 
 /// Writes a file beside its place, then into it, so that a cut or a full disk never leaves half a file.
-pub fn write_atomic(path: &Path, bytes: &[u8]) -> Result<()> {
+pub(crate) fn write_atomic(path: &Path, bytes: &[u8]) -> Result<()> {
     let partial = path.with_extension("partial");
     std::fs::write(&partial, bytes).with_context(|| format!("cannot write {}", partial.display()))?;
     std::fs::rename(&partial, path).with_context(|| format!("cannot write {}", path.display()))
 }
 
 /// Name of the model in a folder.
-pub fn name_of(dir: &Path) -> String {
+pub(crate) fn name_of(dir: &Path) -> String {
     dir.file_name().map_or_else(|| "model".into(), |name| name.to_string_lossy().into_owned())
 }
 
 /// `labels.txt`: one class a line.
-pub fn labels(spec: &ModelSpec) -> String {
+pub(crate) fn labels(spec: &ModelSpec) -> String {
     spec.classes.iter().map(|class| format!("{class}\n")).collect()
 }
 
 /// A picture that every machine makes the same: waves of three frequencies, `[H, W, 3]`.
-pub fn test_picture(width: usize, height: usize) -> Vec<u8> {
+pub(crate) fn test_picture(width: usize, height: usize) -> Vec<u8> {
     let mut pixels = Vec::with_capacity(width * height * 3);
     for y in 0..height {
         for x in 0..width {
@@ -42,23 +42,23 @@ pub fn test_picture(width: usize, height: usize) -> Vec<u8> {
 }
 
 /// `[H, W, 3]` bytes as the network's float input, `[3, H, W]`, in `0..=1`.
-pub fn planar(pixels: &[u8]) -> Vec<f32> {
+pub(crate) fn planar(pixels: &[u8]) -> Vec<f32> {
     (0..3).flat_map(|channel| pixels.iter().skip(channel).step_by(3).map(|&value| f32::from(value) / 255.0)).collect()
 }
 
 /// What the model must give for [`test_picture`], on every CPU.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Golden {
+pub(crate) struct Golden {
     /// How the picture is made.
-    pub picture: String,
+    pub(crate) picture: String,
     /// SHA-256 of the network file.
-    pub network_sha256: String,
+    pub(crate) network_sha256: String,
     /// SHA-256 of all head tensors.
-    pub heads_sha256: String,
+    pub(crate) heads_sha256: String,
 }
 
 /// Runs the model on the test picture.
-pub fn golden(model_dir: &Path, spec: &ModelSpec, network: &[u8]) -> Result<Golden> {
+pub(crate) fn golden(model_dir: &Path, spec: &ModelSpec, network: &[u8]) -> Result<Golden> {
     let mut detector = Detector::open(model_dir, &DetectorOptions { threads: 1, ..DetectorOptions::default() })?;
     let pixels = test_picture(spec.width, spec.height);
     let mut digest = Sha256::new();
@@ -71,7 +71,7 @@ pub fn golden(model_dir: &Path, spec: &ModelSpec, network: &[u8]) -> Result<Gold
 }
 
 /// Float and int8 side by side: Markdown, percent.
-pub fn comparison(float: &EvalReport, int8: &EvalReport) -> String {
+pub(crate) fn comparison(float: &EvalReport, int8: &EvalReport) -> String {
     let percent = |value: Option<f64>| value.map_or("-".to_owned(), |v| format!("{:.1}", 100.0 * v));
     let mut table = String::from("| class | boxes | AP float | AP int8 | AP50 float | AP50 int8 |\n|---|---|---|---|---|---|\n");
     let boxes: usize = float.per_class.iter().map(|(_, class)| class.boxes).sum();

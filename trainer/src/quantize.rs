@@ -7,7 +7,7 @@ use std::collections::BTreeMap;
 
 /// Quantises every convolution: symmetric, `w / scale` rounded half to even, in `-127..=127`, with the scale of least
 /// squared error among shares of the largest weight.
-pub fn quantize_convs(graph: &Graph, folded: &Folded) -> BTreeMap<String, QuantConv> {
+pub(crate) fn quantize_convs(graph: &Graph, folded: &Folded) -> BTreeMap<String, QuantConv> {
     graph
         .convs()
         .map(|conv| {

@@ -9,35 +9,35 @@ use crate::data::LabelKind;
 use fovea::detection::BBox;
 
 /// Target of one logit.
-pub const BACKGROUND: u8 = 0;
+pub(crate) const BACKGROUND: u8 = 0;
 /// The anchor is on an object of this class.
-pub const OBJECT: u8 = 1;
+pub(crate) const OBJECT: u8 = 1;
 /// No loss.
-pub const IGNORED: u8 = 2;
+pub(crate) const IGNORED: u8 = 2;
 
 /// Thresholds of the matcher.
 #[derive(Debug, Clone, Copy, PartialEq, serde::Serialize, serde::Deserialize)]
 #[serde(deny_unknown_fields)]
-pub struct MatchParams {
+pub(crate) struct MatchParams {
     /// From here an anchor is on the object.
-    pub foreground: f32,
+    pub(crate) foreground: f32,
     /// Below this it is background.
-    pub background: f32,
+    pub(crate) background: f32,
     /// From here the best anchor of an object is on it; above 1: never.
-    pub low_quality: f32,
+    pub(crate) low_quality: f32,
 }
 
 /// Targets of one sample.
 #[derive(Debug, Default)]
-pub struct Targets {
+pub(crate) struct Targets {
     /// `[anchors, classes]` of [`BACKGROUND`], [`OBJECT`], [`IGNORED`].
-    pub classes: Vec<u8>,
+    pub(crate) classes: Vec<u8>,
     /// Anchors on an object, and the object's box.
-    pub positives: Vec<(usize, BBox)>,
+    pub(crate) positives: Vec<(usize, BBox)>,
 }
 
 /// Matches the labels of a sample with the anchors.
-pub fn assign(sample: &Sample, anchors: &[BBox], n_classes: usize, params: &MatchParams) -> Targets {
+pub(crate) fn assign(sample: &Sample, anchors: &[BBox], n_classes: usize, params: &MatchParams) -> Targets {
     let mut classes = vec![BACKGROUND; anchors.len() * n_classes];
     let objects: Vec<_> = sample.labels.iter().filter(|label| label.kind == LabelKind::Object).collect();
     for (anchor, row) in anchors.iter().zip(classes.chunks_exact_mut(n_classes)) {

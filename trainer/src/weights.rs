@@ -7,26 +7,26 @@ use std::path::Path;
 
 /// An array: sizes and values in row-major order.
 #[derive(Debug, Clone, PartialEq)]
-pub struct Array {
+pub(crate) struct Array {
     /// Sizes.
-    pub shape: Vec<usize>,
+    pub(crate) shape: Vec<usize>,
     /// Values.
-    pub data: Vec<f32>,
+    pub(crate) data: Vec<f32>,
 }
 
 /// Arrays by name.
-pub type Weights = BTreeMap<String, Array>;
+pub(crate) type Weights = BTreeMap<String, Array>;
 
 /// A file's arrays and its texts.
-pub struct WeightsFile {
+pub(crate) struct WeightsFile {
     /// Arrays by name.
-    pub weights: Weights,
+    pub(crate) weights: Weights,
     /// Metadata.
-    pub texts: HashMap<String, String>,
+    pub(crate) texts: HashMap<String, String>,
 }
 
 /// Reads a safetensors file with f32, f16 or bf16 arrays.
-pub fn read(path: &Path) -> Result<WeightsFile> {
+pub(crate) fn read(path: &Path) -> Result<WeightsFile> {
     let bytes = std::fs::read(path).with_context(|| format!("cannot read weights {}", path.display()))?;
     let file = SafeTensors::deserialize(&bytes).with_context(|| format!("{} is not a safetensors file", path.display()))?;
     let (_, metadata) = SafeTensors::read_metadata(&bytes)?;
@@ -45,17 +45,25 @@ pub fn read(path: &Path) -> Result<WeightsFile> {
 }
 
 /// Writes a safetensors file of f32 arrays: first beside it, then in its place, so that a cut never leaves half a file.
-pub fn write(path: &Path, weights: &Weights, texts: HashMap<String, String>) -> Result<()> {
+pub(crate) fn write(path: &Path, weights: &Weights, texts: HashMap<String, String>) -> Result<()> {
     let bytes: Vec<(&String, &Array, Vec<u8>)> =
         weights.iter().map(|(name, array)| (name, array, array.data.iter().flat_map(|v| v.to_le_bytes()).collect())).collect();
     let mut views = Vec::with_capacity(bytes.len());
     for (name, array, raw) in &bytes {
         views.push((name.as_str(), TensorView::new(Dtype::F32, array.shape.clone(), raw)?));
     }
-    let partial = path.with_extension("partial");
-    let file = safetensors::serialize(views, Some(texts))?;
-    std::fs::write(&partial, file).with_context(|| format!("cannot write {}", partial.display()))?;
-    std::fs::rename(&partial, path).with_context(|| format!("cannot write {}", path.display()))
+    crate::package::write_atomic(path, &safetensors::serialize(views, Some(texts))?)
+}
+
+/// Writes a safetensors file of f16 arrays: half the size, for weights to start from.
+pub(crate) fn write_f16(path: &Path, weights: &Weights) -> Result<()> {
+    let half = |array: &Array| array.data.iter().flat_map(|&v| half::f16::from_f32(v).to_le_bytes()).collect();
+    let bytes: Vec<(&String, &Array, Vec<u8>)> = weights.iter().map(|(name, array)| (name, array, half(array))).collect();
+    let mut views = Vec::with_capacity(bytes.len());
+    for (name, array, raw) in &bytes {
+        views.push((name.as_str(), TensorView::new(Dtype::F16, array.shape.clone(), raw)?));
+    }
+    crate::package::write_atomic(path, &safetensors::serialize(views, None)?)
 }
 
 /// How a foreign stem sees its input, from the `.json` beside its weights.
@@ -73,7 +81,7 @@ struct SidecarInput {
 
 /// Initial weights: as [`read`]; where a `.json` beside the file states another input than RGB / 255, the stem is
 /// rescaled to ours. Exact except at the padded border, which fine-tuning mends.
-pub fn read_initial(path: &Path) -> Result<Weights> {
+pub(crate) fn read_initial(path: &Path) -> Result<Weights> {
     let mut weights = read(path)?.weights;
     let json = path.with_extension("json");
     if !json.exists() {

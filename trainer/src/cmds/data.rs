@@ -12,7 +12,7 @@ use std::path::PathBuf;
 
 /// Looks at data sets.
 #[derive(Debug, clap::Args)]
-pub struct Args {
+pub(crate) struct Args {
     #[command(subcommand)]
     command: Command,
 }
@@ -52,7 +52,7 @@ struct ClassCount {
 
 impl Args {
     /// Looks.
-    pub fn run(self) -> Result<()> {
+    pub(crate) fn run(self) -> Result<()> {
         let Command::Check(check) = self.command;
         check.run()
     }

@@ -14,7 +14,7 @@ use std::path::PathBuf;
 #[derive(Debug, clap::Args)]
 #[command(after_help = "Example:
   fovea-train eval --run runs/first --data mydata/val --json eval.json")]
-pub struct Args {
+pub(crate) struct Args {
     /// Folder of a run.
     #[arg(long)]
     run: PathBuf,
@@ -45,7 +45,7 @@ fn size(text: &str) -> Result<(usize, usize), String> {
 
 impl Args {
     /// Measures.
-    pub fn run(self) -> Result<()> {
+    pub(crate) fn run(self) -> Result<()> {
         let device = device(&self.device, self.threads)?;
         let dir = RunDir(self.run);
         let mut spec = ModelSpec::read(&dir.model())?;
@@ -56,9 +56,9 @@ impl Args {
         let mut model = Model::new(&spec, 0.01, 0, device);
         model.load(&weights::read(&dir.weights())?.weights).with_context(|| dir.weights().display().to_string())?;
         let measured = evaluate(&model, &spec, &Folder::open(&self.data)?, self.limit)?;
-        eprintln!("{}", summary(&measured.report));
+        eprintln!("{}", summary(&measured));
         if let Some(path) = &self.json {
-            let text = serde_json::to_string_pretty(&measured.report)?;
+            let text = serde_json::to_string_pretty(&measured)?;
             if path.as_os_str() == "-" {
                 println!("{text}");
             } else {

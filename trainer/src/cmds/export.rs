@@ -16,7 +16,7 @@ use std::path::PathBuf;
 #[command(after_help = "Example:
   fovea-train export --run runs/first --out models/first-float
   fovea eval --model models/first-float --data mydata/val --allow-float")]
-pub struct Args {
+pub(crate) struct Args {
     /// Folder of a run.
     #[arg(long)]
     run: PathBuf,
@@ -30,7 +30,7 @@ pub struct Args {
 
 impl Args {
     /// Exports.
-    pub fn run(self) -> Result<()> {
+    pub(crate) fn run(self) -> Result<()> {
         let dir = RunDir(self.run);
         let spec = ModelSpec::read(&dir.model())?;
         let weights = weights::read(&dir.weights())?.weights;

@@ -16,7 +16,7 @@ use tch::Kind;
 
 /// A recipe to start from.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
-pub enum Preset {
+pub(crate) enum Preset {
     /// AdamW, cosine, mosaic, GIoU: for small data and initial weights.
     Edge,
     /// The paper's: SGD, two steps, flip only, P3 anchors of 32 pixels, 256 channels.
@@ -31,7 +31,7 @@ pub enum Preset {
 
 A data set is a folder with annotations.json (COCO) and images/. Ctrl-C writes a checkpoint and stops; --resume goes on
 from it as if it had never stopped.")]
-pub struct Args {
+pub(crate) struct Args {
     /// Training data: a folder with annotations.json and images/.
     #[arg(long, required_unless_present_any = ["resume", "config"])]
     data: Option<PathBuf>,
@@ -133,7 +133,7 @@ pub struct Args {
 
 impl Args {
     /// Trains.
-    pub fn run(self) -> Result<()> {
+    pub(crate) fn run(self) -> Result<()> {
         let device = device(&self.device, self.threads)?;
         let dir = RunDir(self.out.clone());
         let config = self.settings(&dir)?;

@@ -6,6 +6,7 @@ mod eval;
 mod export;
 #[cfg(feature = "train")]
 mod fit;
+mod quantize;
 
 use anyhow::Result;
 use clap::{Parser, Subcommand};
@@ -13,15 +14,15 @@ use clap::{Parser, Subcommand};
 /// Train, evaluate, quantise and export RetinaNet models for fovea.
 #[derive(Debug, Parser)]
 #[command(name = "fovea-train", version, about, max_term_width = 110)]
-pub struct Cli {
+pub(crate) struct Cli {
     /// What to do.
     #[command(subcommand)]
-    pub command: Command,
+    pub(crate) command: Command,
 }
 
 /// What can be done.
 #[derive(Debug, Subcommand)]
-pub enum Command {
+pub(crate) enum Command {
     /// Train a network.
     #[cfg(feature = "train")]
     Fit(Box<fit::Args>),
@@ -30,6 +31,8 @@ pub enum Command {
     Eval(eval::Args),
     /// Write a run's averaged weights as a float ONNX model.
     Export(export::Args),
+    /// Write a run's averaged weights as an int8 model, measured against float.
+    Quantize(quantize::Args),
     /// Look at data sets.
     Data(data::Args),
 }
@@ -37,17 +40,18 @@ pub enum Command {
 /// A request that is wrong, as opposed to work that failed: exit code 2.
 #[derive(Debug, thiserror::Error)]
 #[error("{0}")]
-pub struct Request(pub String);
+pub(crate) struct Request(pub(crate) String);
 
 impl Command {
     /// Runs the command.
-    pub fn run(self) -> Result<()> {
+    pub(crate) fn run(self) -> Result<()> {
         match self {
             #[cfg(feature = "train")]
             Self::Fit(args) => args.run(),
             #[cfg(feature = "train")]
             Self::Eval(args) => args.run(),
             Self::Export(args) => args.run(),
+            Self::Quantize(args) => args.run(),
             Self::Data(args) => args.run(),
         }
     }
@@ -55,7 +59,7 @@ impl Command {
 
 /// The device that `--device` names.
 #[cfg(feature = "train")]
-pub fn device(name: &str, threads: Option<usize>) -> Result<tch::Device> {
+pub(crate) fn device(name: &str, threads: Option<usize>) -> Result<tch::Device> {
     let has_cuda = crate::cuda::load_backend() && tch::Cuda::is_available();
     if let Some(threads) = threads {
         tch::set_num_threads(i32::try_from(threads).unwrap_or(i32::MAX));

@@ -31,7 +31,7 @@ use std::path::{Path, PathBuf};
 
 Ranges come from pictures of --data, accuracy from --val: float and int8 are both measured, and the model is not written
 if int8 loses more than --max-loss AP points, unless --accept-loss is given.")]
-pub struct Args {
+pub(crate) struct Args {
     /// Folder of a run.
     #[arg(long)]
     run: PathBuf,
@@ -59,6 +59,9 @@ pub struct Args {
     /// Write the model whatever it loses.
     #[arg(long)]
     accept_loss: bool,
+    /// Write the averaged weights as well (f16), so that others can train on from them.
+    #[arg(long)]
+    with_weights: bool,
     /// Text for the card: data, licences, recipe. A Markdown file.
     #[arg(long)]
     card: Option<PathBuf>,
@@ -66,7 +69,7 @@ pub struct Args {
 
 impl Args {
     /// Quantises.
-    pub fn run(self) -> Result<()> {
+    pub(crate) fn run(self) -> Result<()> {
         let dir = RunDir(self.run.clone());
         let spec = ModelSpec::read(&dir.model())?;
         let graph = Graph::new(&spec);
@@ -106,6 +109,9 @@ impl Args {
         }
         let thresholds = display_thresholds(&spec, &int8_measured);
         write_model(&self.out, &spec, &name, &int8, Some(thresholds))?;
+        if self.with_weights {
+            weights::write_f16(&self.out.join("weights.safetensors"), &weights)?;
+        }
         let golden = package::golden(&self.out, &spec, &int8)?;
         write_atomic(&self.out.join("golden.json"), serde_json::to_string_pretty(&golden)?.as_bytes())?;
         write_atomic(&self.out.join("README.md"), self.model_card(&name, &spec, &int8, &int8_eval, &table)?.as_bytes())?;
@@ -204,6 +210,7 @@ fn display_thresholds(spec: &ModelSpec, evaluation: &Evaluation) -> Vec<f32> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::calibrate::LOWEST_LOGIT;
     use crate::package::{planar, test_picture};
     use crate::spec::Backbone;
     use crate::weights::{Array, Weights};
@@ -261,14 +268,15 @@ mod tests {
             let int8 = onnx::encode(&quantized_model(&graph, &spec, &folded, &quantization));
             let options = LoadOptions { threads: 1, allow_float: true };
             let mut float = Network::load(&float, &options).unwrap_or_else(|error| panic!("{backbone:?}: {error}"));
-            let mut int8 =
-                Network::load(&int8, &LoadOptions::default()).unwrap_or_else(|error| panic!("{backbone:?}: {error}"));
+            let mut int8 = Network::load(&int8, &LoadOptions::default()).unwrap_or_else(|error| panic!("{backbone:?}: {error}"));
             assert_eq!(int8.census().float_convs, 0, "{backbone:?}");
             let input = planar(&pixels);
             let (wanted, got) = (float.run_f32(&input).unwrap(), int8.run_f32(&input).unwrap());
             assert_eq!(wanted.len(), 10, "{backbone:?}");
             // Correlation over all logits of the finest level: quantisation noise is small beside the signal.
-            let (a, b) = (&wanted[0], &got[0]);
+            // What lies below the lowest logit that is resolved is cut off there.
+            let resolved: Vec<f32> = wanted[0].iter().map(|logit| logit.max(LOWEST_LOGIT)).collect();
+            let (a, b) = (&resolved, &got[0]);
             let mean = |v: &[f32]| v.iter().sum::<f32>() / v.len() as f32;
             let (ma, mb) = (mean(a), mean(b));
             let dot = |x: &[f32], mx: f32, y: &[f32], my: f32| x.iter().zip(y).map(|(p, q)| (p - mx) * (q - my)).sum::<f32>();

@@ -1,0 +1,230 @@
+//! Training through the program: what a user types, on a made-up data set of coloured rectangles.
+#![cfg(feature = "train")]
+#![expect(clippy::unwrap_used, clippy::cast_possible_truncation, reason = "a test")]
+
+use fovea::images::{RgbPicture, save};
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output, Stdio};
+
+const SIZE: (usize, usize) = (96, 64);
+
+/// 24 pictures, each with one red (class `red`) or green (class `green`) rectangle on grey noise.
+fn data_set(dir: &Path) -> PathBuf {
+    let images = dir.join("images");
+    std::fs::create_dir_all(&images).unwrap();
+    let (mut image_list, mut annotations) = (Vec::new(), Vec::new());
+    let mut state = 12_345_u32;
+    let mut random = move |below: usize| {
+        state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
+        (state >> 8) as usize % below
+    };
+    for id in 0..24 {
+        let mut data: Vec<u8> = (0..SIZE.0 * SIZE.1 * 3).map(|_| 100 + random(40) as u8).collect();
+        let (w, h) = (16 + random(32), 16 + random(24));
+        let (x, y) = (random(SIZE.0 - w), random(SIZE.1 - h));
+        let class = id % 2;
+        for row in y..y + h {
+            for column in x..x + w {
+                data[(row * SIZE.0 + column) * 3..][..3].copy_from_slice(if class == 0 {
+                    &[220, 30, 30]
+                } else {
+                    &[30, 200, 40]
+                });
+            }
+        }
+        save(&images.join(format!("{id}.png")), &RgbPicture { width: SIZE.0, height: SIZE.1, data }).unwrap();
+        image_list.push(serde_json::json!({"id": id, "file_name": format!("{id}.png"), "width": SIZE.0, "height": SIZE.1}));
+        annotations.push(serde_json::json!({"id": id, "image_id": id, "category_id": class + 1, "bbox": [x, y, w, h]}));
+    }
+    let categories = serde_json::json!([{"id": 1, "name": "red"}, {"id": 2, "name": "green"}]);
+    let coco = serde_json::json!({"images": image_list, "annotations": annotations, "categories": categories});
+    std::fs::write(dir.join("annotations.json"), coco.to_string()).unwrap();
+    dir.to_owned()
+}
+
+fn program() -> Command {
+    Command::new(env!("CARGO_BIN_EXE_fovea-train"))
+}
+
+fn fit(data: &Path, out: &Path, extra: &[&str]) -> Output {
+    let mut command = program();
+    command.args([
+        "fit",
+        "--backbone",
+        "edgelite",
+        "--width-channels",
+        "16",
+        "--head-depth",
+        "1",
+        "--width",
+        "96",
+        "--height",
+        "64",
+    ]);
+    command.args(["--batch", "4", "--threads", "1", "--device", "cpu", "--checkpoint-every", "5", "--lr", "0.004"]);
+    command.arg("--data").arg(data).arg("--out").arg(out).args(extra).output().unwrap()
+}
+
+fn stderr(output: &Output) -> String {
+    String::from_utf8_lossy(&output.stderr).into_owned()
+}
+
+fn assert_done(output: &Output) {
+    assert!(output.status.success(), "{}", stderr(output));
+}
+
+#[test]
+fn a_resumed_run_is_the_same_run() {
+    let dir = tempfile::tempdir().unwrap();
+    let data = data_set(&dir.path().join("data"));
+    let (whole, halves) = (dir.path().join("whole"), dir.path().join("halves"));
+    assert_done(&fit(&data, &whole, &["--iterations", "12"]));
+    assert_done(&fit(&data, &halves, &["--iterations", "12", "--until", "7"]));
+    assert_done(
+        &program().args(["fit", "--resume", "--threads", "1", "--device", "cpu", "--out"]).arg(&halves).output().unwrap(),
+    );
+    for file in ["checkpoint.safetensors", "weights.safetensors"] {
+        let (a, b) = (std::fs::read(whole.join(file)).unwrap(), std::fs::read(halves.join(file)).unwrap());
+        assert!(a == b, "{file} differs between a run in one piece and one in two");
+    }
+}
+
+/// Train, evaluate, export, quantise: the whole way, to a model that finds rectangles.
+#[test]
+fn from_pictures_to_an_integer_model() {
+    let dir = tempfile::tempdir().unwrap();
+    let data = data_set(&dir.path().join("data"));
+    let run = dir.path().join("run");
+    assert_done(&fit(&data, &run, &["--iterations", "300", "--mosaic", "0"]));
+    assert!(run.join("curve.png").exists() && run.join("curve.csv").exists());
+    let json = dir.path().join("eval.json");
+    assert_done(
+        &program()
+            .args(["eval", "--device", "cpu", "--run"])
+            .arg(&run)
+            .arg("--data")
+            .arg(&data)
+            .arg("--json")
+            .arg(&json)
+            .output()
+            .unwrap(),
+    );
+    let report: serde_json::Value = serde_json::from_str(&std::fs::read_to_string(&json).unwrap()).unwrap();
+    let ap50 = report["ap50"].as_f64().unwrap();
+    assert!(ap50 > 0.8, "AP50 {ap50} on the training pictures after 300 steps");
+
+    let float = dir.path().join("float");
+    let exported = program().arg("export").arg("--run").arg(&run).arg("--out").arg(&float).output().unwrap();
+    assert_done(&exported);
+    assert!(stderr(&exported).contains("largest difference between libtorch"), "{}", stderr(&exported));
+
+    let int8 = dir.path().join("int8");
+    let mut quantize = program();
+    quantize.arg("quantize").arg("--run").arg(&run).arg("--out").arg(&int8).args(["--max-loss", "3"]);
+    assert_done(&quantize.arg("--data").arg(&data).arg("--val").arg(&data).output().unwrap());
+    for file in ["model.onnx", "manifest.toml", "labels.txt", "golden.json", "README.md"] {
+        assert!(int8.join(file).exists(), "{file}");
+    }
+    let manifest = std::fs::read_to_string(int8.join("manifest.toml")).unwrap();
+    let manifest = fovea::retinanet::Manifest::parse(&manifest).unwrap();
+    assert_eq!(manifest.classes, ["red", "green"]);
+    assert_eq!(manifest.postprocess.display_threshold.len(), 2);
+}
+
+#[test]
+fn divergence_names_the_step_and_keeps_the_last_checkpoint() {
+    let dir = tempfile::tempdir().unwrap();
+    let data = data_set(&dir.path().join("data"));
+    let run = dir.path().join("run");
+    // Ends at a checkpoint; then a learning rate that no network survives.
+    assert_done(&fit(&data, &run, &["--iterations", "400", "--until", "5"]));
+    let settings = std::fs::read_to_string(run.join("fit.toml")).unwrap();
+    let settings: String =
+        settings.lines().map(|line| if line.starts_with("lr = ") { "lr = 1e38\n".into() } else { format!("{line}\n") }).collect();
+    std::fs::write(run.join("fit.toml"), settings).unwrap();
+    let before = std::fs::read(run.join("checkpoint.safetensors")).unwrap();
+    let output = program().args(["fit", "--resume", "--threads", "1", "--device", "cpu", "--out"]).arg(&run).output().unwrap();
+    assert_eq!(output.status.code(), Some(1), "{}", stderr(&output));
+    assert!(stderr(&output).contains("training diverged at iteration"), "{}", stderr(&output));
+    assert!(before == std::fs::read(run.join("checkpoint.safetensors")).unwrap(), "the last good checkpoint was overwritten");
+}
+
+#[test]
+fn an_interrupt_writes_a_checkpoint() {
+    let dir = tempfile::tempdir().unwrap();
+    let data = data_set(&dir.path().join("data"));
+    let run = dir.path().join("run");
+    let mut command = program();
+    command.args([
+        "fit",
+        "--backbone",
+        "edgelite",
+        "--width-channels",
+        "16",
+        "--head-depth",
+        "1",
+        "--width",
+        "96",
+        "--height",
+        "64",
+    ]);
+    command.args(["--batch", "4", "--threads", "1", "--device", "cpu", "--iterations", "1000000", "--data"]);
+    let child = command.arg(&data).arg("--out").arg(&run).stderr(Stdio::piped()).spawn().unwrap();
+    let curve = run.join("curve.csv");
+    let is_under_way = || std::fs::read_to_string(&curve).is_ok_and(|text| text.lines().count() > 2);
+    for _ in 0..600 {
+        if is_under_way() {
+            break;
+        }
+        std::thread::sleep(std::time::Duration::from_millis(100));
+    }
+    assert!(Command::new("kill").args(["-INT", &child.id().to_string()]).status().unwrap().success());
+    let output = child.wait_with_output().unwrap();
+    assert!(output.status.success(), "{}", stderr(&output));
+    assert!(stderr(&output).contains("--resume"), "{}", stderr(&output));
+    assert!(run.join("checkpoint.safetensors").exists());
+}
+
+#[test]
+fn wrong_requests_say_what_to_do() {
+    let dir = tempfile::tempdir().unwrap();
+    let data = data_set(&dir.path().join("data"));
+    let (run, missing) = (dir.path().join("run"), dir.path().join("missing"));
+    for (args, part) in [
+        (vec!["fit", "--data", missing.to_str().unwrap(), "--out", run.to_str().unwrap()], "annotations.json"),
+        (vec!["fit", "--data", data.to_str().unwrap(), "--out", run.to_str().unwrap(), "--width", "100"], "multiple of 32"),
+        (vec!["fit", "--resume", "--out", run.to_str().unwrap()], "--resume: there is no"),
+        (vec!["fit", "--data", data.to_str().unwrap(), "--out", run.to_str().unwrap(), "--device", "tpu"], "auto, cpu or cuda"),
+        (
+            vec!["fit", "--data", data.to_str().unwrap(), "--out", run.to_str().unwrap(), "--init", "/nonexistent.safetensors"],
+            "cannot read weights",
+        ),
+    ] {
+        let output = program().args(&args).output().unwrap();
+        assert!(stderr(&output).contains(part), "{args:?}: {}", stderr(&output));
+        assert!(matches!(output.status.code(), Some(1 | 2)), "{args:?}");
+        std::fs::remove_dir_all(&run).ok();
+    }
+}
+
+#[test]
+fn faults_of_a_data_set_are_found() {
+    let dir = tempfile::tempdir().unwrap();
+    let data = data_set(&dir.path().join("data"));
+    let check = |data: &Path| program().args(["data", "check", "--data"]).arg(data).output().unwrap();
+    let good = check(&data);
+    assert_done(&good);
+    let table = String::from_utf8_lossy(&good.stdout).into_owned();
+    assert!(table.contains("24 pictures, 24 boxes") && table.contains("green"), "{table}");
+    std::fs::write(data.join("images/3.png"), b"not a picture").unwrap();
+    let text = std::fs::read_to_string(data.join("annotations.json")).unwrap();
+    let mut coco: serde_json::Value = serde_json::from_str(&text).unwrap();
+    coco["annotations"][5]["bbox"] = serde_json::json!([90, 0, 60, 20]);
+    coco["annotations"][6]["bbox"] = serde_json::json!([1, 1, 0, 20]);
+    std::fs::write(data.join("annotations.json"), coco.to_string()).unwrap();
+    let bad = check(&data);
+    assert_eq!(bad.status.code(), Some(1));
+    for part in ["3.png", "leaves the picture", "is empty", "3 faults"] {
+        assert!(stderr(&bad).contains(part), "{part}: {}", stderr(&bad));
+    }
+}

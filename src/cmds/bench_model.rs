@@ -1,7 +1,7 @@
 //! `fovea bench --model-only`: the speed of a network alone, without pictures around it.
 
 use super::Failure;
-use super::model_file::{ISA, Loaded, ModelFile};
+use super::model_file::{Loaded, ModelFile};
 use super::output::ResultFile;
 use anyhow::Context;
 use fovea::executor::LoadOptions;
@@ -88,7 +88,7 @@ pub(crate) fn run(args: &ModelArgs) -> Result<(), Failure> {
         frames: times.walls.len(),
         macs: census.ops.iter().map(|count| count.macs).sum(),
         threads,
-        isa: ISA,
+        isa: super::effective_isa()?.name(),
         native_io: args.native_io,
         ops,
     };

@@ -96,7 +96,7 @@ impl Args {
             float_convs: census.float_convs,
             activation_bytes: census.activation_bytes,
             file_bytes: file.bytes().len(),
-            isa: super::model_file::ISA,
+            isa: super::effective_isa()?.name(),
             why_float: loaded.why_float().map(ToOwned::to_owned),
         };
         match json {

@@ -18,6 +18,7 @@ mod run;
 
 use anyhow::Error;
 use clap::{Parser, Subcommand};
+use fovea::kernels::Isa;
 
 /// Real-time object detection on video, on small computers.
 #[derive(Debug, Parser)]
@@ -66,9 +67,28 @@ impl Failure {
     }
 }
 
+/// Instruction set of the kernels: the best that this CPU has, or the one that `FOVEA_ISA` names.
+pub(crate) fn effective_isa() -> Result<Isa, Failure> {
+    #[expect(clippy::disallowed_methods, reason = "the registry of knobs: FOVEA_ISA here, FOVEA_LOG below")]
+    let forced = std::env::var("FOVEA_ISA").unwrap_or_default();
+    let available = Isa::available();
+    if forced.is_empty() {
+        return Ok(available.last().copied().unwrap_or(Isa::Scalar));
+    }
+    available.iter().copied().find(|isa| isa.name() == forced).ok_or_else(|| {
+        let names: Vec<&str> = available.iter().map(|isa| isa.name()).collect();
+        Failure::request(anyhow::anyhow!(
+            "FOVEA_ISA={forced}: there are no such kernels in this build or on this CPU; unset it, or take one of: {}",
+            names.join(", ")
+        ))
+    })
+}
+
 impl Command {
     /// Runs the command.
     pub(crate) fn run(self) -> Result<(), Failure> {
+        let isa = effective_isa()?;
+        tracing::info!(isa = isa.name(), "kernels chosen");
         match self {
             Self::Run(args) => args.run(),
             Self::Detect(args) => args.run(),

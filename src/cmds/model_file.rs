@@ -8,9 +8,6 @@ use fovea::retinanet::Manifest;
 use sha2::{Digest, Sha256};
 use std::path::{Path, PathBuf};
 
-/// Instruction set of the kernels in use.
-pub(crate) const ISA: &str = "scalar";
-
 /// The bytes of a network, with its manifest where there is one.
 #[derive(Debug)]
 pub(crate) struct ModelFile {

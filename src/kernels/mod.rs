@@ -7,6 +7,30 @@
 
 pub mod scalar;
 
+/// An instruction set with kernels of its own.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Isa {
+    /// Plain loops: every CPU.
+    Scalar,
+}
+
+impl Isa {
+    /// Those in this build that this CPU has, the best last.
+    #[must_use]
+    pub const fn available() -> &'static [Self] {
+        &[Self::Scalar]
+    }
+
+    /// Name in reports and in `FOVEA_ISA`.
+    #[must_use]
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Scalar => "scalar",
+        }
+    }
+}
+
 /// Rows, columns and channels of an activation.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct Shape {

@@ -155,6 +155,24 @@ fn inspect_counts_operators_and_tells_float_from_integer() {
 }
 
 #[test]
+fn a_forced_instruction_set_is_in_use_or_refused() {
+    let folder = workshop();
+    let run = |isa: &str| {
+        let arguments = ["inspect", "tiny", "--json", "-"];
+        let mut command = Command::new(env!("CARGO_BIN_EXE_fovea"));
+        command.args(arguments).current_dir(folder.path()).env("FOVEA_ISA", isa).output().expect("fovea runs")
+    };
+    let scalar = run("scalar");
+    assert_eq!(serde_json::from_slice::<Value>(&scalar.stdout).expect("JSON")["isa"], "scalar");
+    for isa in ["Scalar", "avx9000", " "] {
+        let output = run(isa);
+        let message = text(&output.stderr);
+        assert_eq!(output.status.code(), Some(2), "{isa}: {message}");
+        assert!(message.contains(&format!("FOVEA_ISA={isa}")) && message.contains("scalar"), "{message}");
+    }
+}
+
+#[test]
 fn a_network_alone_is_measured() {
     let folder = workshop();
     let folder = folder.path();

@@ -5,5 +5,6 @@ mod damage;
 mod figures;
 mod golden;
 mod kernels;
+mod pictures;
 mod refusals;
 mod tiny;

@@ -68,12 +68,12 @@ fn differing(folder: &Path, case: &Case, threads: usize) -> (usize, usize) {
 fn shipped() -> Vec<PathBuf> {
     let models = Path::new(env!("CARGO_MANIFEST_DIR")).join("models");
     let folders = std::fs::read_dir(models).into_iter().flatten().flatten();
-    let mut networks: Vec<PathBuf> = folders
-        .flat_map(|folder| std::fs::read_dir(folder.path()).into_iter().flatten().flatten())
-        .map(|file| file.path())
-        .collect();
+    let files = folders.flat_map(|folder| std::fs::read_dir(folder.path()).into_iter().flatten().flatten());
+    // `models/default` is a link to one of the others.
+    let mut networks: Vec<PathBuf> = files.filter_map(|file| file.path().canonicalize().ok()).collect();
     networks.retain(|path| path.extension().is_some_and(|extension| extension == "onnx"));
     networks.sort();
+    networks.dedup();
     networks
 }
 

@@ -7,4 +7,5 @@ mod golden;
 mod kernels;
 mod pictures;
 mod refusals;
+mod shipped;
 mod tiny;

@@ -3,6 +3,7 @@
 use crate::fit::Losses;
 use anyhow::{Context, Result};
 use plotters::prelude::*;
+use plotters::style::register_font;
 use std::io::Write;
 use std::path::{Path, PathBuf};
 
@@ -45,17 +46,22 @@ impl Curve {
             .collect();
         let Some(last) = rows.last() else { return Ok(()) };
         let highest = rows.iter().skip(rows.len() / 50).map(|row| row[2].max(row[3])).fold(0.1, f64::max);
+        // Registered once for the process; a second time is refused and changes nothing.
+        let _ = register_font("sans-serif", FontStyle::Normal, dejavu::sans::regular());
         let area = BitMapBackend::new(path, (960, 540)).into_drawing_area();
         area.fill(&WHITE)?;
         let mut chart = ChartBuilder::on(&area)
             .margin(16)
-            .set_label_area_size(LabelAreaPosition::Left, 48)
-            .set_label_area_size(LabelAreaPosition::Bottom, 40)
+            .set_label_area_size(LabelAreaPosition::Left, 56)
+            .set_label_area_size(LabelAreaPosition::Bottom, 44)
             .build_cartesian_2d(0.0..last[0].max(1.0), 0.0..highest * 1.05)?;
-        chart.configure_mesh().disable_mesh().draw().ok();
-        for (column, color) in [(2, &BLUE), (3, &RED)] {
-            chart.draw_series(LineSeries::new(rows.iter().map(|row| (row[0], row[column].min(highest))), color))?;
+        let count = |value: &f64| format!("{value:.0}");
+        chart.configure_mesh().light_line_style(WHITE).x_desc("iteration").y_desc("loss").x_label_formatter(&count).draw()?;
+        for (column, name, color) in [(2, "classification", BLUE), (3, "boxes", RED)] {
+            let line = LineSeries::new(rows.iter().map(|row| (row[0], row[column].min(highest))), color);
+            chart.draw_series(line)?.label(name).legend(move |(x, y)| PathElement::new([(x, y), (x + 16, y)], color));
         }
+        chart.configure_series_labels().background_style(WHITE).border_style(BLACK).draw()?;
         area.present().with_context(|| format!("cannot write {}", path.display()))?;
         Ok(())
     }

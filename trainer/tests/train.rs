@@ -2,6 +2,7 @@
 #![cfg(feature = "train")]
 #![expect(clippy::unwrap_used, clippy::cast_possible_truncation, reason = "a test")]
 
+use fovea::executor::{LoadOptions, Network};
 use fovea::images::{RgbPicture, save};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
@@ -129,6 +130,40 @@ fn from_pictures_to_an_integer_model() {
     let manifest = fovea::retinanet::Manifest::parse(&manifest).unwrap();
     assert_eq!(manifest.classes, ["red", "green"]);
     assert_eq!(manifest.postprocess.display_threshold.len(), 2);
+    agrees_with_onnx_runtime(&dir.path().join("oracle"), &[float.join("model.onnx"), int8.join("model.onnx")]);
+}
+
+/// Both files, value by value: float within 1e-4 of the largest value, int8 within one step.
+fn agrees_with_onnx_runtime(folder: &Path, models: &[PathBuf]) {
+    #[expect(clippy::disallowed_methods, reason = "a test is the top: it reads its own knobs")]
+    let Ok(python) = std::env::var("FOVEA_PYTHON") else {
+        eprintln!("skipped: exported networks against ONNX Runtime (FOVEA_PYTHON is not set; `make test` sets it)");
+        return;
+    };
+    std::fs::create_dir_all(folder).unwrap();
+    let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("../tests/oracle/executor.py");
+    let output = Command::new(python).arg(script).arg(folder).args(models).output().unwrap();
+    assert!(output.status.success(), "{}", stderr(&output));
+    let floats = |name: String| -> Vec<f32> {
+        let bytes = std::fs::read(folder.join(name)).unwrap();
+        bytes.as_chunks::<4>().0.iter().map(|b| f32::from_le_bytes(*b)).collect()
+    };
+    for (idx, path) in models.iter().enumerate() {
+        let options = LoadOptions { threads: 1, allow_float: idx == 0 };
+        let mut network = Network::load(&std::fs::read(path).unwrap(), &options).unwrap();
+        let got = network.run_f32(&floats(format!("model{idx}.in"))).unwrap();
+        let wanted = floats(format!("model{idx}.out"));
+        assert_eq!(got.iter().map(Vec::len).sum::<usize>(), wanted.len());
+        let mut wanted = &wanted[..];
+        for (info, got) in network.outputs().iter().zip(&got) {
+            let (here, rest) = wanted.split_at(got.len());
+            wanted = rest;
+            let largest = here.iter().fold(0.0_f32, |largest, v| largest.max(v.abs()));
+            let tolerance = info.params.map_or(1e-4 * largest, |params| 1.5 * params.scale);
+            let worst = got.iter().zip(here).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max);
+            assert!(worst <= tolerance, "{} {}: off by {worst}, at most {tolerance}", path.display(), info.name);
+        }
+    }
 }
 
 #[test]

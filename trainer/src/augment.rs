@@ -221,3 +221,74 @@ fn change_colors(pixels: &mut [u8], strength: f32, rng: &mut ChaCha8Rng) {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use rand::SeedableRng;
+
+    /// A grey picture with one white rectangle, labelled.
+    fn example(width: usize, height: usize, rectangle: (usize, usize, usize, usize)) -> Example {
+        let mut data = vec![60_u8; width * height * 3];
+        let (x1, y1, x2, y2) = rectangle;
+        for y in y1..y2 {
+            data[(y * width + x1) * 3..(y * width + x2) * 3].fill(255);
+        }
+        let bbox = BBox::new(x1 as f32, y1 as f32, x2 as f32, y2 as f32);
+        let labels = vec![Label { bbox, class: 0, kind: LabelKind::Object }];
+        Example { picture: RgbPicture { width, height, data }, labels, is_known: vec![true] }
+    }
+
+    /// Smallest box around the white pixels of a canvas.
+    fn white_box(pixels: &[u8], width: usize) -> Option<(f32, f32, f32, f32)> {
+        let mut found: Option<(usize, usize, usize, usize)> = None;
+        for (at, pixel) in pixels.chunks_exact(3).enumerate().filter(|(_, pixel)| pixel[0] > 190) {
+            let (x, y) = (at % width, at / width);
+            let _ = pixel;
+            found = Some(found.map_or((x, y, x + 1, y + 1), |(a, b, c, d)| (a.min(x), b.min(y), c.max(x + 1), d.max(y + 1))));
+        }
+        found.map(|(a, b, c, d)| (a as f32, b as f32, c as f32, d as f32))
+    }
+
+    #[test]
+    fn labels_stay_on_their_pixels() {
+        let examples = [example(160, 120, (20, 30, 90, 80))];
+        let how = Augmentation { color: 0.0, mosaic: 0.0, ..Augmentation::default() };
+        let mut n_checked = 0;
+        for seed in 0..200 {
+            let sample = sample(&examples, 0, (208, 128), &how, &mut ChaCha8Rng::seed_from_u64(seed));
+            let (Some((x1, y1, x2, y2)), Some(label)) = (white_box(&sample.pixels, 208), sample.labels.first()) else { continue };
+            n_checked += 1;
+            for (got, want) in label.bbox.to_array().into_iter().zip([x1, y1, x2, y2]) {
+                assert!((got - want).abs() <= 1.5, "seed {seed}: label {:?}, pixels {:?}", label.bbox, (x1, y1, x2, y2));
+            }
+        }
+        assert!(n_checked > 150, "only {n_checked} samples show the rectangle");
+    }
+
+    #[test]
+    fn a_mosaic_knows_what_each_quarter_knows() {
+        let mut examples = [example(100, 100, (10, 10, 60, 60)), example(100, 100, (10, 10, 60, 60))];
+        examples[1].is_known = vec![false];
+        let how = Augmentation { mosaic: 1.0, color: 0.0, ..Augmentation::default() };
+        let sample = sample(&examples, 0, (128, 96), &how, &mut ChaCha8Rng::seed_from_u64(5));
+        assert_eq!(sample.regions.len(), 4);
+        let area: f32 = sample.regions.iter().map(|region| region.area.area()).sum();
+        assert!((area - 128.0 * 96.0).abs() < 1.0, "the quarters cover the input: {area}");
+        assert_eq!(sample.regions[0].is_known, [true]);
+        assert_eq!(sample.pixels.len(), 128 * 96 * 3);
+    }
+
+    #[test]
+    fn the_paper_only_mirrors() {
+        let examples = [example(208, 128, (20, 30, 90, 80))];
+        let boxes: std::collections::BTreeSet<String> = (0..20)
+            .map(|seed| {
+                let sample = sample(&examples, 0, (208, 128), &Augmentation::FLIP_ONLY, &mut ChaCha8Rng::seed_from_u64(seed));
+                format!("{:?}", sample.labels[0].bbox.to_array().map(f32::round))
+            })
+            .collect();
+        let want = ["[118.0, 30.0, 188.0, 80.0]", "[20.0, 30.0, 90.0, 80.0]"];
+        assert_eq!(boxes.into_iter().collect::<Vec<_>>(), want);
+    }
+}

@@ -92,3 +92,68 @@ pub(crate) fn assign(sample: &Sample, anchors: &[BBox], n_classes: usize, params
     }
     Targets { classes, positives }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::augment::Region;
+    use crate::data::Label;
+
+    const PARAMS: MatchParams = MatchParams { foreground: 0.5, background: 0.4, low_quality: 0.15 };
+
+    fn sample(labels: Vec<Label>, is_known: Vec<bool>) -> Sample {
+        let area = BBox::new(0.0, 0.0, 100.0, 100.0);
+        Sample { pixels: Vec::new(), labels, regions: vec![Region { area, is_known }] }
+    }
+
+    fn object(x1: f32, y1: f32, x2: f32, y2: f32, class: usize) -> Label {
+        Label { bbox: BBox::new(x1, y1, x2, y2), class, kind: LabelKind::Object }
+    }
+
+    #[test]
+    fn thresholds_of_the_matcher() {
+        // IoU with the object [0, 0, 20, 20]: 1, 0.5, 0.45, 0.39, 0.
+        let anchors = [
+            BBox::new(0.0, 0.0, 20.0, 20.0),
+            BBox::new(0.0, 0.0, 20.0, 10.0),
+            BBox::new(0.0, 0.0, 20.0, 9.0),
+            BBox::new(0.0, 0.0, 20.0, 7.8),
+            BBox::new(50.0, 50.0, 70.0, 70.0),
+        ];
+        let targets = assign(&sample(vec![object(0.0, 0.0, 20.0, 20.0, 1)], vec![true, true]), &anchors, 2, &PARAMS);
+        let want = [BACKGROUND, OBJECT, BACKGROUND, OBJECT, IGNORED, IGNORED, BACKGROUND, BACKGROUND, BACKGROUND, BACKGROUND];
+        assert_eq!(targets.classes, want);
+        let on: Vec<usize> = targets.positives.iter().map(|positive| positive.0).collect();
+        assert_eq!(on, [0, 1]);
+    }
+
+    #[test]
+    fn the_best_anchor_of_an_object_counts_from_a_lower_overlap() {
+        // IoU 0.25 and 0.2: neither is foreground.
+        let anchors = [BBox::new(0.0, 0.0, 20.0, 5.0), BBox::new(0.0, 0.0, 20.0, 4.0)];
+        let labels = vec![object(0.0, 0.0, 20.0, 20.0, 0)];
+        let rescued = assign(&sample(labels.clone(), vec![true]), &anchors, 1, &PARAMS);
+        assert_eq!((rescued.classes, rescued.positives.len()), (vec![OBJECT, BACKGROUND], 1));
+        let paper = MatchParams { low_quality: 2.0, ..PARAMS };
+        assert!(assign(&sample(labels, vec![true]), &anchors, 1, &paper).positives.is_empty());
+    }
+
+    #[test]
+    fn what_is_not_known_is_not_background() {
+        let anchors = [BBox::new(0.0, 0.0, 20.0, 20.0), BBox::new(40.0, 40.0, 60.0, 60.0)];
+        let mut doubtful = object(40.0, 40.0, 60.0, 60.0, 0);
+        doubtful.kind = LabelKind::Ignore;
+        let targets = assign(&sample(vec![doubtful], vec![true, false]), &anchors, 2, &PARAMS);
+        assert_eq!(targets.classes, [BACKGROUND, IGNORED, IGNORED, IGNORED]);
+        assert!(targets.positives.is_empty());
+    }
+
+    #[test]
+    fn an_anchor_is_on_the_object_it_overlaps_most() {
+        let anchors = [BBox::new(0.0, 0.0, 20.0, 20.0)];
+        let labels = vec![object(0.0, 0.0, 20.0, 12.0, 0), object(0.0, 0.0, 20.0, 18.0, 1)];
+        let targets = assign(&sample(labels, vec![true, true]), &anchors, 2, &PARAMS);
+        assert_eq!(targets.classes, [BACKGROUND, OBJECT]);
+        assert!((targets.positives[0].1.y2 - 18.0).abs() < 1e-6);
+    }
+}

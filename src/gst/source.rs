@@ -655,9 +655,12 @@ mod tests {
     use crate::pipeline::spec::FrameRate;
     use std::sync::Mutex;
 
-    /// Counts what comes.
+    /// Format, width and height of a frame.
+    type Shape = (PixelFormat, usize, usize);
+
+    /// Counts what is captured, notes what is delivered.
     #[derive(Default)]
-    struct Counter(Mutex<(usize, Vec<(PixelFormat, usize, usize)>)>);
+    struct Counter(Mutex<(usize, Vec<Shape>)>);
 
     impl Inlet for Counter {
         fn captured(&self) {

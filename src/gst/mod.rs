@@ -1,7 +1,7 @@
 //! GStreamer behind the pipeline's ports: sources that decode, sinks that encode or show.
 //!
 //! Input is a checked [`SourceSpec`] or [`SinkSpec`], output an implementation of
-//! [`FrameSource`](crate::pipeline::ports::FrameSource) or [`FrameSink`](crate::pipeline::ports::FrameSink). Invariants:
+//! [`FrameSource`] or [`FrameSink`]. Invariants:
 //! no frame is lost or converted behind the pipeline's back (`intake` accounts for every buffer that left the decoder),
 //! no message holds credentials (`fault` scrubs what GStreamer says), nothing waits for ever.
 

@@ -82,7 +82,7 @@ impl AnchorConfig {
     }
 }
 
-/// The anchors of one level: everything [`Anchors::bbox`] needs, without a box per cell in memory.
+/// The anchors of one level: everything [`Self::bbox`] needs, without a box per cell in memory.
 #[derive(Debug, Clone, PartialEq)]
 pub struct LevelAnchors {
     /// Columns and rows of the feature map.

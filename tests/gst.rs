@@ -769,7 +769,7 @@ fn a_disk_that_fills_up_leaves_a_file_that_plays() {
     within_limit(|| {
         let folder = tempfile::tempdir().unwrap();
         let mount =
-            std::process::Command::new("mount").args(["-t", "tmpfs", "-o", "size=6m", "fovea-test"]).arg(folder.path()).output();
+            std::process::Command::new("mount").args(["-t", "tmpfs", "-o", "size=1m", "fovea-test"]).arg(folder.path()).output();
         if !mount.as_ref().is_ok_and(|output| output.status.success()) {
             eprintln!("skipped: a file system cannot be mounted here ({mount:?})");
             return;

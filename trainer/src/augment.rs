@@ -33,6 +33,16 @@ impl Default for Augmentation {
 }
 
 impl Augmentation {
+    /// Whether samples can be drawn with these settings.
+    pub(crate) fn is_possible(&self) -> bool {
+        let [low, high] = self.scale;
+        [self.flip, self.mosaic, self.color].iter().all(|p| (0.0..=1.0).contains(p))
+            && low > 0.0
+            && low <= high
+            && high.is_finite()
+            && (0.0..=2.0).contains(&self.aspect)
+    }
+
     /// The paper's: horizontal flip only.
     pub(crate) const FLIP_ONLY: Self = Self { flip: 0.5, scale: [1.0, 1.0], aspect: 0.0, color: 0.0, mosaic: 0.0 };
 }

@@ -117,7 +117,7 @@ impl FitConfig {
     }
 
     /// The paper's recipe (section 4.1): SGD 0.01 for a batch of 16, two drops, horizontal flip only, no rescue of
-    /// objects without a good anchor, L1 on the boxes.
+    /// objects without a good anchor, smooth L1 on the boxes.
     pub(crate) fn paper(data: PathBuf, model: ModelSpec) -> Self {
         Self {
             iterations: 90_000,
@@ -150,6 +150,22 @@ impl FitConfig {
             ("focal.alpha", (0.0..=1.0).contains(&self.focal.alpha), self.focal.alpha.to_string(), "0 to 1"),
             ("focal.gamma", (0.0..=10.0).contains(&self.focal.gamma), self.focal.gamma.to_string(), "0 to 10"),
             ("checkpoint_every", self.checkpoint_every > 0, self.checkpoint_every.to_string(), "at least 1"),
+            ("leak_share", (0.0..=1.0).contains(&self.leak_share), self.leak_share.to_string(), "0 to 1"),
+            ("mosaic_off", (0.0..=1.0).contains(&self.mosaic_off), self.mosaic_off.to_string(), "0 to 1"),
+            ("repeat_below", (0.0..=1.0).contains(&self.repeat_below), self.repeat_below.to_string(), "0 to 1"),
+            ("bands", self.bands.ignore <= self.bands.positive, format!("{:?}", self.bands), "ignore not above positive"),
+            (
+                "matching",
+                self.matching.background <= self.matching.foreground,
+                format!("{:?}", self.matching),
+                "background not above foreground",
+            ),
+            (
+                "augment",
+                self.augment.is_possible(),
+                format!("{:?}", self.augment),
+                "probabilities of 0 to 1, 0 < scale, aspect 0 to 2",
+            ),
         ] {
             if !holds {
                 bail!("`{key}` is {found}, expected {expected}");
@@ -168,7 +184,7 @@ impl FitConfig {
 
     /// Writes `fit.toml`.
     pub(crate) fn write(&self, path: &Path) -> Result<()> {
-        std::fs::write(path, toml::to_string(self)?).with_context(|| format!("cannot write {}", path.display()))
+        crate::package::write_atomic(path, toml::to_string(self)?.as_bytes())
     }
 
     /// Slope of the activation below 0 at `iteration`.

@@ -1,6 +1,7 @@
 //! The training curve, as CSV and as a picture.
 
 use crate::fit::Losses;
+use crate::package::write_atomic;
 use anyhow::{Context, Result};
 use plotters::prelude::*;
 use plotters::style::register_font;
@@ -23,7 +24,7 @@ impl Curve {
             let is_kept = |line: &&str| line.split(',').next().and_then(|n| n.parse().ok()).is_some_and(|n: usize| n <= at);
             old.lines().filter(is_kept).for_each(|line| text.push_str(&format!("{line}\n")));
         }
-        std::fs::write(path, text).with_context(|| format!("cannot write {}", path.display()))?;
+        write_atomic(path, text.as_bytes())?;
         Ok(Self { path: path.to_owned() })
     }
 
@@ -35,8 +36,15 @@ impl Curve {
             .with_context(|| format!("cannot write {}", self.path.display()))
     }
 
+    /// As [`Self::plot`]; a picture that cannot be drawn does not stop the training.
+    pub(crate) fn plot_or_warn(&self, path: &Path) {
+        if let Err(error) = self.plot(path) {
+            eprintln!("warning: the training curve was not drawn: {error:#}");
+        }
+    }
+
     /// Draws both losses over the iterations.
-    pub(crate) fn plot(&self, path: &Path) -> Result<()> {
+    fn plot(&self, path: &Path) -> Result<()> {
         let text = std::fs::read_to_string(&self.path)?;
         let rows: Vec<Vec<f64>> = text
             .lines()

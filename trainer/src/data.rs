@@ -85,13 +85,7 @@ pub(crate) fn class_by_category(coco: &CocoDataset, classes: &[String]) -> HashM
 
 /// Reads and decodes a whole data set. `pseudo` completes classes that a picture's own labels leave out: with it they
 /// count as known.
-pub(crate) fn load(
-    folder: &Folder,
-    classes: &[String],
-    pseudo: Option<&Path>,
-    bands: ScoreBands,
-    limit: Option<usize>,
-) -> Result<Vec<Example>> {
+pub(crate) fn load(folder: &Folder, classes: &[String], pseudo: Option<&Path>, bands: ScoreBands) -> Result<Vec<Example>> {
     let class_of = class_by_category(&folder.coco, classes);
     if let Some(missing) = classes.iter().find(|class| !folder.coco.categories.iter().any(|c| &c.name == *class)) {
         if pseudo.is_none() {
@@ -124,7 +118,7 @@ pub(crate) fn load(
     for (&category, &class) in &class_of {
         category_of[class] = Some(category);
     }
-    let images = &folder.coco.images[..limit.unwrap_or(usize::MAX).min(folder.coco.images.len())];
+    let images = &folder.coco.images;
     let bar = progress(images.len(), "decoding");
     let examples: Result<Vec<Example>> = images
         .par_iter()
@@ -147,4 +141,62 @@ pub(crate) fn progress(len: usize, what: &str) -> ProgressBar {
     bar.set_style(style.unwrap_or_else(|_| ProgressStyle::default_bar()));
     bar.set_prefix(what.to_owned());
     bar
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use fovea::images::save;
+
+    /// Two pictures; in the second only class `a` is completely labelled.
+    fn folder() -> (tempfile::TempDir, Folder) {
+        let dir = tempfile::tempdir().unwrap();
+        std::fs::create_dir(dir.path().join("images")).unwrap();
+        for name in ["0.png", "1.png"] {
+            save(&dir.path().join("images").join(name), &RgbPicture { width: 40, height: 30, data: vec![9; 3600] }).unwrap();
+        }
+        let annotation = |image: u64, category: u32, more: serde_json::Value| {
+            let mut value = serde_json::json!({"image_id": image, "category_id": category, "bbox": [1, 2, 10, 20]});
+            value.as_object_mut().unwrap().extend(more.as_object().unwrap().clone());
+            value
+        };
+        let coco = serde_json::json!({
+            "images": [
+                {"id": 0, "file_name": "0.png", "width": 40, "height": 30},
+                {"id": 1, "file_name": "1.png", "width": 40, "height": 30, "exhaustive_category_ids": [7]},
+            ],
+            "categories": [{"id": 9, "name": "b"}, {"id": 7, "name": "a"}],
+            "annotations": [
+                annotation(0, 7, serde_json::json!({})),
+                annotation(0, 9, serde_json::json!({"iscrowd": 1})),
+                annotation(0, 7, serde_json::json!({"score": 0.1})),
+                annotation(0, 7, serde_json::json!({"score": 0.3})),
+                annotation(0, 9, serde_json::json!({"score": 0.45})),
+            ],
+        });
+        std::fs::write(dir.path().join("annotations.json"), coco.to_string()).unwrap();
+        let folder = Folder::open(dir.path()).unwrap();
+        (dir, folder)
+    }
+
+    #[test]
+    fn labels_by_score_crowd_and_completeness() {
+        let (dir, folder) = folder();
+        let classes = ["a".to_owned(), "b".to_owned()];
+        let bands = ScoreBands { positive: 0.45, ignore: 0.2 };
+        let examples = load(&folder, &classes, None, bands).unwrap();
+        let got: Vec<(usize, LabelKind)> = examples[0].labels.iter().map(|label| (label.class, label.kind)).collect();
+        use LabelKind::{Ignore, Object};
+        assert_eq!(got, [(0, Object), (1, Ignore), (0, Ignore), (1, Object)]);
+        assert_eq!(examples[0].labels[0].bbox, BBox::new(1.0, 2.0, 11.0, 22.0));
+        assert_eq!((&examples[0].is_known[..], &examples[1].is_known[..]), (&[true, true][..], &[true, false][..]));
+
+        // Scored annotations of a second file complete every class.
+        let scored = serde_json::json!({"annotations": [{"image_id": 1, "category_id": 9, "bbox": [0, 0, 9, 9], "score": 0.9}], "categories": []});
+        let path = dir.path().join("pseudo.json");
+        std::fs::write(&path, scored.to_string()).unwrap();
+        let examples = load(&folder, &classes, Some(&path), bands).unwrap();
+        assert_eq!(examples[1].is_known, [true, true]);
+        assert_eq!((examples[1].labels[0].class, examples[1].labels[0].kind), (1, Object));
+    }
 }

@@ -9,6 +9,7 @@ use crate::evaluate::{evaluate, summary};
 use crate::loss::{box_loss, focal_with_gradient, with_gradient};
 use crate::model::{Mode, Model};
 use crate::optim::{Optimizer, Step};
+use crate::package::write_atomic;
 use crate::run_dir::RunDir;
 use crate::weights;
 use anyhow::{Context, Result, bail};
@@ -80,28 +81,40 @@ pub(crate) fn fit(
         }
         optimizer = Optimizer::new(&model, config.rule);
     }
+    let end = until.unwrap_or(config.iterations).min(config.iterations);
+    if end < first {
+        bail!("{} is at iteration {first} already, beyond {end}; nothing was changed", dir.0.display());
+    }
+    let val = config.val.as_deref().map(Folder::open).transpose()?;
     let recipe = Arc::new(recipe(config)?);
     let curve = Curve::open(&dir.curve(), resume.then_some(first))?;
-    let end = until.unwrap_or(config.iterations).min(config.iterations);
     let bar = data::progress(config.iterations, "training");
     bar.set_position(first as u64);
     let mut clock = Instant::now();
     let mut shown = Shown::default();
-    for (iteration, batch) in (first..end).zip(Batches::start(&recipe, first, end, resources.workers)) {
-        if stop.load(Ordering::Relaxed) {
+    let mut batches = Batches::start(&recipe, first, end, resources.workers);
+    for iteration in first..end {
+        let batch = batches.next();
+        let (false, Some(batch)) = (stop.load(Ordering::Relaxed), &batch) else {
             checkpoint::save(dir, &mut model, &mut optimizer, iteration)?;
-            curve.plot(&dir.plot())?;
+            curve.plot_or_warn(&dir.plot());
+            if batch.is_none() {
+                bail!(
+                    "a thread that makes batches ended before iteration {iteration}, its message is above; a checkpoint was written"
+                );
+            }
             return Ok(Outcome::Stopped(iteration));
-        }
-        let losses = step(config, &mut model, &mut optimizer, &batch, iteration, recipe.anchors.len(), resources.kind)?;
+        };
+        let losses = step(config, &mut model, &mut optimizer, batch, iteration, recipe.anchors.len(), resources.kind)?;
         if !(losses.cls.is_finite() && losses.bbox.is_finite() && losses.norm.is_finite()) {
             bail!(
                 "training diverged at iteration {iteration}: classification loss {}, box loss {}, gradient norm {}; the last good \
-                 checkpoint is in {}. Lower --lr, lengthen the warm-up, or lower --clip, and resume",
+                 checkpoint is {}. Set a lower `lr` or `clip` or a longer `warmup` in {} and use --resume",
                 losses.cls,
                 losses.bbox,
                 losses.norm,
-                dir.checkpoint().display()
+                dir.checkpoint().display(),
+                dir.config().display()
             );
         }
         shown.add(losses);
@@ -122,35 +135,40 @@ pub(crate) fn fit(
         }
         if done % config.checkpoint_every == 0 && done < end {
             checkpoint::save(dir, &mut model, &mut optimizer, done)?;
-            curve.plot(&dir.plot())?;
+            curve.plot_or_warn(&dir.plot());
         }
         if config.eval_every > 0 && done % config.eval_every == 0 && done < config.iterations {
-            bar.suspend(|| measure(config, &mut model, &mut optimizer, done, None))?;
+            bar.suspend(|| measure(config, val.as_ref(), &mut model, &mut optimizer, done, None))?;
         }
     }
     bar.finish_and_clear();
     checkpoint::save(dir, &mut model, &mut optimizer, end)?;
-    curve.plot(&dir.plot())?;
+    curve.plot_or_warn(&dir.plot());
     if end < config.iterations {
         return Ok(Outcome::Stopped(end));
     }
-    measure(config, &mut model, &mut optimizer, end, Some(dir))?;
+    measure(config, val.as_ref(), &mut model, &mut optimizer, end, Some(dir))?;
     Ok(Outcome::Done)
 }
 
 /// Evaluates the averaged weights, if there is validation data.
-fn measure(config: &FitConfig, model: &mut Model, optimizer: &mut Optimizer, done: usize, dir: Option<&RunDir>) -> Result<()> {
-    let Some(val) = &config.val else { return Ok(()) };
-    let folder = Folder::open(val)?;
+fn measure(
+    config: &FitConfig,
+    val: Option<&Folder>,
+    model: &mut Model,
+    optimizer: &mut Optimizer,
+    done: usize,
+    dir: Option<&RunDir>,
+) -> Result<()> {
+    let Some(folder) = val else { return Ok(()) };
     optimizer.swap_average(model);
-    let measured = evaluate(model, &config.model, &folder, None);
+    let measured = evaluate(model, &config.model, folder, None);
     optimizer.swap_average(model);
     let measured = measured?;
     eprintln!("iteration {done}: {}", summary(&measured));
     if let Some(dir) = dir {
         let path = dir.0.join("eval.json");
-        std::fs::write(&path, serde_json::to_string_pretty(&measured)?)
-            .with_context(|| format!("cannot write {}", path.display()))?;
+        write_atomic(&path, serde_json::to_string_pretty(&measured)?.as_bytes())?;
     }
     Ok(())
 }
@@ -158,7 +176,7 @@ fn measure(config: &FitConfig, model: &mut Model, optimizer: &mut Optimizer, don
 fn recipe(config: &FitConfig) -> Result<Recipe> {
     let spec = &config.model;
     let folder = Folder::open(&config.data)?;
-    let examples = data::load(&folder, &spec.classes, config.pseudo.as_deref(), config.bands, None)?;
+    let examples = data::load(&folder, &spec.classes, config.pseudo.as_deref(), config.bands)?;
     if examples.is_empty() {
         bail!("{}: no pictures", config.data.display());
     }

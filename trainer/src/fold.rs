@@ -5,7 +5,7 @@ use crate::weights::{Array, Weights};
 use anyhow::{Context, Result, bail};
 use std::collections::BTreeMap;
 
-/// Added to the variance; the same as while training.
+/// Added to the variance by batch norm, while training and when it is folded.
 pub(crate) const NORM_EPS: f32 = 1e-5;
 
 /// Weights `[O, I / groups, k, k]` and biases of one convolution.

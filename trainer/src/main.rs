@@ -55,7 +55,17 @@ fn main() -> ExitCode {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             eprintln!("error: {error:#}");
-            ExitCode::from(if error.is::<cmds::Request>() { 2 } else { 1 })
+            ExitCode::from(exit_code(&error))
         }
     }
+}
+
+/// 2: the request is wrong (usage, settings, a file that is not there); 1: the work failed.
+fn exit_code(error: &anyhow::Error) -> u8 {
+    let is_missing = |cause: &(dyn std::error::Error + 'static)| {
+        cause.downcast_ref::<std::io::Error>().is_some_and(|error| error.kind() == std::io::ErrorKind::NotFound)
+    };
+    let is_settings = |cause: &(dyn std::error::Error + 'static)| cause.is::<toml::de::Error>() || cause.is::<cmds::Request>();
+    let is_request = error.is::<cmds::Request>() || error.chain().any(|cause| is_missing(cause) || is_settings(cause));
+    if is_request { 2 } else { 1 }
 }

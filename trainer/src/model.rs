@@ -4,6 +4,7 @@
 //! Activations are kept channels-last, which is what both oneDNN and cuDNN are fast with; masters are f32 whatever the
 //! arithmetic is. A convolution that several levels share normalises over all of them at once.
 
+use crate::fold::NORM_EPS;
 use crate::graph::{Conv, Graph, Op, ValueId};
 use crate::spec::ModelSpec;
 use crate::weights::{Array, Weights};
@@ -15,8 +16,6 @@ use tch::{Device, Kind, Tensor};
 
 /// Momentum of batch norm's running statistics.
 const NORM_MOMENTUM: f64 = 0.03;
-/// Added to the variance by batch norm.
-pub(crate) const NORM_EPS: f64 = 1e-5;
 
 /// Which learning rate a parameter has.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -233,7 +232,7 @@ impl Model {
             Some(buffer("running_var")),
             mode.training,
             NORM_MOMENTUM,
-            NORM_EPS,
+            f64::from(NORM_EPS),
             true,
         );
         let x = if conv.relu { activate(&x, mode) } else { x };

@@ -103,6 +103,6 @@ impl ModelSpec {
 
     /// Writes `model.toml` of a run.
     pub(crate) fn write(&self, path: &Path) -> Result<()> {
-        std::fs::write(path, toml::to_string(self)?).with_context(|| format!("cannot write {}", path.display()))
+        crate::package::write_atomic(path, toml::to_string(self)?.as_bytes())
     }
 }

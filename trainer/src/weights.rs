@@ -113,3 +113,34 @@ pub(crate) fn read_initial(path: &Path) -> Result<Weights> {
     weights.insert("stem.bias".into(), bias);
     Ok(weights)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_foreign_stem_sees_the_same_picture() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("stem.safetensors");
+        let value = |i: usize| (i * 37 % 23) as f32 / 23.0 - 0.4;
+        let stem = Array { shape: vec![2, 3, 3, 3], data: (0..54).map(value).collect() };
+        let bias = Array { shape: vec![2], data: vec![0.3, -0.2] };
+        let weights = Weights::from([("stem.weight".into(), stem.clone()), ("stem.bias".into(), bias.clone())]);
+        write(&path, &weights, HashMap::new()).unwrap();
+        let (mean, scale) = ([103.5_f32, 116.3, 123.7], [0.0174_f32, 0.0175, 0.0171]);
+        let json = serde_json::json!({"input": {"order": "BGR", "mean": mean, "scale": scale}});
+        std::fs::write(dir.path().join("stem.json"), json.to_string()).unwrap();
+        let ours = read_initial(&path).unwrap();
+        // One 3x3 patch of bytes, RGB: the convolution of the normalised BGR patch equals that of RGB / 255.
+        let pixel = |channel: usize, tap: usize| ((channel * 91 + tap * 53) % 256) as f32;
+        for out in 0..2 {
+            let sum = |of: &dyn Fn(usize, usize) -> f32| {
+                (0..3).flat_map(|c| (0..9).map(move |t| (c, t))).map(|(c, t)| of(c, t)).sum::<f32>()
+            };
+            let theirs = bias.data[out] + sum(&|c, t| stem.data[(out * 3 + c) * 9 + t] * (pixel(2 - c, t) - mean[c]) * scale[c]);
+            let got =
+                ours["stem.bias"].data[out] + sum(&|c, t| ours["stem.weight"].data[(out * 3 + c) * 9 + t] * pixel(c, t) / 255.0);
+            assert!((theirs - got).abs() < 1e-3, "channel {out}: {theirs} and {got}");
+        }
+    }
+}

@@ -8,6 +8,7 @@ use crate::loss::BoxLoss;
 use crate::optim::{Rule, Schedule};
 use crate::run_dir::RunDir;
 use crate::spec::{Backbone, ModelSpec};
+use crate::weights;
 use anyhow::{Context, Result};
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -33,13 +34,13 @@ A data set is a folder with annotations.json (COCO) and images/. Ctrl-C writes a
 from it as if it had never stopped.")]
 pub(crate) struct Args {
     /// Training data: a folder with annotations.json and images/.
-    #[arg(long, required_unless_present_any = ["resume", "config"])]
+    #[arg(long, required_unless_present_any = ["resume", "config"], conflicts_with = "resume")]
     data: Option<PathBuf>,
     /// Validation data, measured at the end.
-    #[arg(long)]
+    #[arg(long, conflicts_with = "resume")]
     val: Option<PathBuf>,
     /// Scored annotations that complete the classes a picture's own labels leave out.
-    #[arg(long)]
+    #[arg(long, conflicts_with = "resume")]
     pseudo: Option<PathBuf>,
     /// Folder of the run: settings, checkpoint, weights, curve.
     #[arg(long)]
@@ -47,72 +48,72 @@ pub(crate) struct Args {
     /// Go on from the checkpoint in --out, with the settings written there.
     #[arg(long)]
     resume: bool,
-    /// Settings as a file (fit.toml of another run) instead of flags.
-    #[arg(long, conflicts_with_all = ["data", "resume"])]
+    /// Settings as a file (fit.toml of another run) instead of flags; --data, --val, --pseudo and --init replace its paths.
+    #[arg(long, conflicts_with = "resume")]
     config: Option<PathBuf>,
     /// Initial weights (safetensors), taken by name.
-    #[arg(long)]
+    #[arg(long, conflicts_with = "resume")]
     init: Option<PathBuf>,
     /// Recipe to start from; the flags below change it.
-    #[arg(long, value_enum, default_value = "edge")]
+    #[arg(long, value_enum, default_value = "edge", conflicts_with_all = ["resume", "config"])]
     preset: Preset,
     /// Part that makes C3 to C5. [default: shufflenetv2, paper: resnet18]
-    #[arg(long, value_enum)]
+    #[arg(long, value_enum, conflicts_with_all = ["resume", "config"])]
     backbone: Option<Backbone>,
     /// Batch norm in the backbone: needed from scratch, wrong for initial weights whose batch norm is folded.
-    /// [default: true without --init]
-    #[arg(long)]
+    /// [default: what --init has; true without --init]
+    #[arg(long, conflicts_with_all = ["resume", "config"])]
     backbone_norm: Option<bool>,
     /// Channels of the pyramid and of the towers. [default: 64, paper: 256]
-    #[arg(long)]
+    #[arg(long, conflicts_with_all = ["resume", "config"])]
     width_channels: Option<usize>,
     /// Convolutions in each tower, before the last. [default: 2, paper: 4]
-    #[arg(long)]
+    #[arg(long, conflicts_with_all = ["resume", "config"])]
     head_depth: Option<usize>,
     /// Input width in pixels, a multiple of 32.
-    #[arg(long, default_value_t = 416)]
+    #[arg(long, default_value_t = 416, conflicts_with_all = ["resume", "config"])]
     width: usize,
     /// Input height in pixels, a multiple of 32.
-    #[arg(long, default_value_t = 256)]
+    #[arg(long, default_value_t = 256, conflicts_with_all = ["resume", "config"])]
     height: usize,
     /// Class names in the order of the outputs. [default: the data set's categories]
-    #[arg(long, value_delimiter = ',')]
+    #[arg(long, value_delimiter = ',', conflicts_with_all = ["resume", "config"])]
     classes: Vec<String>,
     /// Steps.
-    #[arg(long)]
+    #[arg(long, conflicts_with_all = ["resume", "config"])]
     iterations: Option<usize>,
     /// Pictures a step.
-    #[arg(long)]
+    #[arg(long, conflicts_with_all = ["resume", "config"])]
     batch: Option<usize>,
     /// Highest learning rate.
-    #[arg(long)]
+    #[arg(long, conflicts_with_all = ["resume", "config"])]
     lr: Option<f64>,
     /// Factor on it for the backbone.
-    #[arg(long)]
+    #[arg(long, conflicts_with_all = ["resume", "config"])]
     backbone_lr: Option<f64>,
     /// Optimiser.
-    #[arg(long, value_enum)]
+    #[arg(long, value_enum, conflicts_with_all = ["resume", "config"])]
     rule: Option<Rule>,
     /// Learning rate over time.
-    #[arg(long, value_enum)]
+    #[arg(long, value_enum, conflicts_with_all = ["resume", "config"])]
     schedule: Option<Schedule>,
     /// Loss on the boxes.
-    #[arg(long, value_enum)]
+    #[arg(long, value_enum, conflicts_with_all = ["resume", "config"])]
     box_loss: Option<BoxLoss>,
     /// Probability of four pictures in one.
-    #[arg(long)]
+    #[arg(long, conflicts_with_all = ["resume", "config"])]
     mosaic: Option<f32>,
     /// First part of the run in which LeakyReLU becomes ReLU, for initial weights trained with LeakyReLU.
-    #[arg(long)]
+    #[arg(long, conflicts_with_all = ["resume", "config"])]
     leak_share: Option<f64>,
     /// Seed of everything random.
-    #[arg(long)]
+    #[arg(long, conflicts_with_all = ["resume", "config"])]
     seed: Option<u64>,
     /// Steps between checkpoints.
-    #[arg(long)]
+    #[arg(long, conflicts_with_all = ["resume", "config"])]
     checkpoint_every: Option<usize>,
     /// Steps between evaluations on --val; 0: at the end only.
-    #[arg(long)]
+    #[arg(long, conflicts_with_all = ["resume", "config"])]
     eval_every: Option<usize>,
     /// Stop after this iteration, as Ctrl-C does.
     #[arg(long)]
@@ -139,8 +140,10 @@ impl Args {
         let config = self.settings(&dir)?;
         config.check().map_err(|error| Request(format!("{error:#}")))?;
         std::fs::create_dir_all(&dir.0).with_context(|| format!("cannot make the folder {}", dir.0.display()))?;
-        config.write(&dir.config())?;
-        config.model.write(&dir.model())?;
+        if !self.resume {
+            config.write(&dir.config())?;
+            config.model.write(&dir.model())?;
+        }
         let kind = match self.precision.as_deref() {
             Some("bf16") => Kind::BFloat16,
             None if device.is_cuda() => Kind::BFloat16,
@@ -182,7 +185,16 @@ impl Args {
             .into());
         }
         if let Some(path) = &self.config {
-            return FitConfig::read(path);
+            let mut config = FitConfig::read(path)?;
+            set(&mut config.data, self.data.clone());
+            for (path, given) in
+                [(&mut config.val, &self.val), (&mut config.pseudo, &self.pseudo), (&mut config.init, &self.init)]
+            {
+                if given.is_some() {
+                    path.clone_from(given);
+                }
+            }
+            return Ok(config);
         }
         let data = self.data.clone().ok_or_else(|| Request("--data is missing".into()))?;
         let is_paper = self.preset == Preset::Paper;
@@ -194,7 +206,11 @@ impl Args {
         let channels = self.width_channels.unwrap_or(if is_paper { 256 } else { 64 });
         let model = ModelSpec {
             backbone: self.backbone.unwrap_or(if is_paper { Backbone::ResNet18 } else { Backbone::ShuffleNetV2 }),
-            backbone_norm: self.backbone_norm.unwrap_or(self.init.is_none()),
+            backbone_norm: match (self.backbone_norm, &self.init) {
+                (Some(given), _) => given,
+                (None, None) => true,
+                (None, Some(path)) => weights::read(path)?.weights.contains_key("stem.norm.weight"),
+            },
             fpn_width: channels,
             head_width: channels,
             head_depth: self.head_depth.unwrap_or(if is_paper { 4 } else { 2 }),

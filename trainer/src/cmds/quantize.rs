@@ -70,6 +70,12 @@ pub(crate) struct Args {
 impl Args {
     /// Quantises.
     pub(crate) fn run(self) -> Result<()> {
+        // What could be wrong with the request comes out before the long work.
+        let card = match &self.card {
+            Some(path) => std::fs::read_to_string(path).with_context(|| format!("cannot read {}", path.display()))?,
+            None => "Data, licences and recipe: not stated (`fovea-train quantize --card FILE`).\n".to_owned(),
+        };
+        Folder::open(&self.val)?;
         let dir = RunDir(self.run.clone());
         let spec = ModelSpec::read(&dir.model())?;
         let graph = Graph::new(&spec);
@@ -86,9 +92,8 @@ impl Args {
         let quantization = Quantization { activations, convs: quantize_convs(&graph, &folded) };
 
         let name = self.name.clone().unwrap_or_else(|| package::name_of(&self.out));
-        let work = tempfile_dir(&self.out)?;
-        let float_dir = work.join("float");
-        let int8_dir = work.join("int8");
+        let work = Work::beside(&self.out)?;
+        let (float_dir, int8_dir) = (work.0.join("float"), work.0.join("int8"));
         let float = onnx::encode(&float_model(&graph, &spec, &folded, &[]));
         let int8 = onnx::encode(&quantized_model(&graph, &spec, &folded, &quantization));
         write_model(&float_dir, &spec, &name, &float, None)?;
@@ -98,9 +103,14 @@ impl Args {
         let int8_eval = int8_measured.evaluator.summarize();
         let table = package::comparison(&float_eval, &int8_eval);
         eprintln!("{table}");
-        let loss = 100.0 * (float_eval.ap.unwrap_or(0.0) - int8_eval.ap.unwrap_or(0.0));
+        let (Some(float_ap), Some(int8_ap)) = (float_eval.ap, int8_eval.ap) else {
+            bail!(
+                "{}: no picture has a completely labelled class of the model; there is nothing to measure on",
+                self.val.display()
+            );
+        };
+        let loss = 100.0 * (float_ap - int8_ap);
         if loss > self.max_loss && !self.accept_loss {
-            std::fs::remove_dir_all(&work).ok();
             bail!(
                 "int8 loses {loss:.2} AP points against float, more than --max-loss {}; calibrate on more pictures (--pictures), train \
                  longer, or write it all the same with --accept-loss",
@@ -108,14 +118,16 @@ impl Args {
             );
         }
         let thresholds = display_thresholds(&spec, &int8_measured);
-        write_model(&self.out, &spec, &name, &int8, Some(thresholds))?;
+        // The whole folder first, then its files into their place.
+        write_model(&int8_dir, &spec, &name, &int8, Some(thresholds))?;
         if self.with_weights {
-            weights::write_f16(&self.out.join("weights.safetensors"), &weights)?;
+            weights::write_f16(&int8_dir.join("weights.safetensors"), &weights)?;
         }
-        let golden = package::golden(&self.out, &spec, &int8)?;
-        write_atomic(&self.out.join("golden.json"), serde_json::to_string_pretty(&golden)?.as_bytes())?;
-        write_atomic(&self.out.join("README.md"), self.model_card(&name, &spec, &int8, &int8_eval, &table)?.as_bytes())?;
-        std::fs::remove_dir_all(&work).ok();
+        let golden = package::golden(&int8_dir, &spec, &int8)?;
+        write_atomic(&int8_dir.join("golden.json"), serde_json::to_string_pretty(&golden)?.as_bytes())?;
+        let card = self.model_card(&name, &spec, &int8, (&int8_eval, &table), &card, pictures.len());
+        write_atomic(&int8_dir.join("README.md"), card.as_bytes())?;
+        work.move_files(&int8_dir, &self.out)?;
         eprintln!("wrote {}: {} bytes, int8 loses {loss:.2} AP points", self.out.display(), int8.len());
         Ok(())
     }
@@ -126,6 +138,9 @@ impl Args {
         let mut names: Vec<&String> = folder.coco.images.iter().map(|image| &image.file_name).collect();
         names.shuffle(&mut ChaCha8Rng::seed_from_u64(self.seed));
         names.truncate(self.pictures as usize);
+        if names.len() < 256 {
+            eprintln!("warning: only {} pictures to calibrate on; ranges are better with 256 and more", names.len());
+        }
         if names.is_empty() {
             return Err(Request(format!("{}: no pictures to calibrate on", self.data.display())).into());
         }
@@ -141,15 +156,21 @@ impl Args {
             .collect()
     }
 
-    fn model_card(&self, name: &str, spec: &ModelSpec, int8: &[u8], eval: &EvalReport, table: &str) -> Result<String> {
-        let given = match &self.card {
-            Some(path) => std::fs::read_to_string(path).with_context(|| format!("cannot read {}", path.display()))?,
-            None => "Data, licences and recipe: not stated (`fovea-train quantize --card FILE`).\n".to_owned(),
-        };
-        Ok(format!(
+    fn model_card(
+        &self,
+        name: &str,
+        spec: &ModelSpec,
+        int8: &[u8],
+        (eval, table): (&EvalReport, &str),
+        given: &str,
+        n_calibrated: usize,
+    ) -> String {
+        format!(
             "# {name}\n\nRetinaNet, int8 (QDQ ONNX, `model.onnx`, {} bytes, SHA-256 `{}`). Backbone {:?}, pyramid P3–P7 of {} channels, \
-             towers of {} x {} channels, {} anchors a cell, input {}x{}.\n\nClasses: {}.\n\n{given}\n## Accuracy\n\nOn the validation \
-             data named above, {} pictures, COCO metrics in percent, `fovea eval --model DIR --data DIR`:\n\n{table}",
+             towers of {} x {} channels, {} anchors a cell, input {}x{}.\n\nClasses: {}.\n\n{given}\n## Accuracy\n\nCOCO metrics in \
+             percent on {} labelled pictures (`--val`), by `fovea eval --model DIR --data DIR`; ranges of activations from {n_calibrated} \
+             pictures (`--data`, seed {}). Thresholds for display in `manifest.toml` are those of best F1 at IoU 0.5.\n\n{table}\n\
+             Speed depends on the machine: `fovea bench --model-only DIR` measures it on yours.\n",
             int8.len(),
             hex(&Sha256::digest(int8)),
             spec.backbone,
@@ -161,15 +182,38 @@ impl Args {
             spec.height,
             spec.classes.join(", "),
             eval.images,
-        ))
+            self.seed,
+        )
     }
 }
 
-/// A folder beside `out` for what is measured before anything is written there.
-fn tempfile_dir(out: &Path) -> Result<PathBuf> {
-    let work = out.with_file_name(format!(".{}.work", package::name_of(out)));
-    std::fs::create_dir_all(&work).with_context(|| format!("cannot make the folder {}", work.display()))?;
-    Ok(work)
+/// A folder beside the model folder for what is not finished; goes with this value, whatever happens.
+struct Work(PathBuf);
+
+impl Work {
+    fn beside(out: &Path) -> Result<Self> {
+        let dir = out.with_file_name(format!(".{}.work", package::name_of(out)));
+        std::fs::create_dir_all(&dir).with_context(|| format!("cannot make the folder {}", dir.display()))?;
+        Ok(Self(dir))
+    }
+
+    /// Moves every file of `from` into `to`; the manifest last, since it names the digest of the network.
+    fn move_files(&self, from: &Path, to: &Path) -> Result<()> {
+        std::fs::create_dir_all(to).with_context(|| format!("cannot make the folder {}", to.display()))?;
+        let mut names: Vec<_> = std::fs::read_dir(from)?.map(|entry| Ok(entry?.file_name())).collect::<Result<_>>()?;
+        names.sort_by_key(|name| (name == "manifest.toml", name.clone()));
+        for name in names {
+            let path = to.join(&name);
+            std::fs::rename(from.join(&name), &path).with_context(|| format!("cannot write {}", path.display()))?;
+        }
+        Ok(())
+    }
+}
+
+impl Drop for Work {
+    fn drop(&mut self) {
+        std::fs::remove_dir_all(&self.0).ok();
+    }
 }
 
 fn write_model(dir: &Path, spec: &ModelSpec, name: &str, network: &[u8], display: Option<Vec<f32>>) -> Result<()> {
@@ -256,7 +300,8 @@ mod tests {
                 anchors: ModelSpec::edge_anchors(),
             };
             let graph = Graph::new(&spec);
-            let folded = fold(&graph, &random_weights(&graph, 3)).unwrap();
+            let weights = random_weights(&graph, 3);
+            let folded = fold(&graph, &weights).unwrap();
             let taps: Vec<usize> =
                 (1..graph.values.len()).filter(|id| !graph.levels.iter().any(|&(c, b)| c == *id || b == *id)).collect();
             let pixels = test_picture(96, 64);
@@ -270,6 +315,9 @@ mod tests {
             let mut float = Network::load(&float, &options).unwrap_or_else(|error| panic!("{backbone:?}: {error}"));
             let mut int8 = Network::load(&int8, &LoadOptions::default()).unwrap_or_else(|error| panic!("{backbone:?}: {error}"));
             assert_eq!(int8.census().float_convs, 0, "{backbone:?}");
+            if let Some(worst) = super::super::export::compare(&spec, &weights, &mut float).unwrap() {
+                assert!(worst < 1e-4, "{backbone:?}: exported and libtorch differ by {worst}");
+            }
             let input = planar(&pixels);
             let (wanted, got) = (float.run_f32(&input).unwrap(), int8.run_f32(&input).unwrap());
             assert_eq!(wanted.len(), 10, "{backbone:?}");

@@ -87,10 +87,10 @@ pub(crate) fn class_by_category(coco: &CocoDataset, classes: &[String]) -> HashM
 /// count as known.
 pub(crate) fn load(folder: &Folder, classes: &[String], pseudo: Option<&Path>, bands: ScoreBands) -> Result<Vec<Example>> {
     let class_of = class_by_category(&folder.coco, classes);
-    if let Some(missing) = classes.iter().find(|class| !folder.coco.categories.iter().any(|c| &c.name == *class)) {
-        if pseudo.is_none() {
-            bail!("{}: no category is called {missing:?}", folder.dir.join("annotations.json").display());
-        }
+    if let Some(missing) = classes.iter().find(|class| !folder.coco.categories.iter().any(|c| &c.name == *class))
+        && pseudo.is_none()
+    {
+        bail!("{}: no category is called {missing:?}", folder.dir.join("annotations.json").display());
     }
     let mut labels: HashMap<u64, Vec<Label>> = HashMap::new();
     let mut add = |coco: &CocoDataset, class_of: &HashMap<u32, usize>| {

@@ -103,6 +103,7 @@ fn detect(
                 let (w, h) = letterbox.src;
                 detection.bbox = letterbox.frame_from_net(&detection.bbox).clip(w as f32, h as f32);
             }
+            found.retain(|detection| detection.bbox.area() > 0.0);
             found
         },
     );

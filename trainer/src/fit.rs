@@ -13,10 +13,10 @@ use crate::package::write_atomic;
 use crate::run_dir::RunDir;
 use crate::weights;
 use anyhow::{Context, Result, bail};
+use fovea::pipeline::clock::Stopwatch;
 use fovea::retinanet::Anchors;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::Instant;
 use tch::{Device, Kind, Tensor};
 
 /// What does not change the result, only how fast it comes.
@@ -90,7 +90,7 @@ pub(crate) fn fit(
     let curve = Curve::open(&dir.curve(), resume.then_some(first))?;
     let bar = data::progress(config.iterations, "training");
     bar.set_position(first as u64);
-    let mut clock = Instant::now();
+    let mut clock = Stopwatch::start();
     let mut shown = Shown::default();
     let mut batches = Batches::start(&recipe, first, end, resources.workers);
     for iteration in first..end {
@@ -121,8 +121,7 @@ pub(crate) fn fit(
         bar.inc(1);
         let done = iteration + 1;
         if done % 20 == 0 || done == end {
-            let rate = (shown.n * config.batch) as f64 / clock.elapsed().as_secs_f64();
-            clock = Instant::now();
+            let rate = (shown.n * config.batch) as f64 / clock.lap().as_secs_f64();
             let mean = shown.take();
             bar.set_message(format!("cls {:.3} box {:.3} norm {:.2} {rate:.1} img/s", mean.cls, mean.bbox, mean.norm));
             curve.append(done, rate_of(config, iteration), mean, rate)?;
@@ -237,7 +236,7 @@ fn step(
         let loss = box_loss(&deltas, &boxes(&batch.positive_anchors), &boxes(&batch.positive_boxes), config.box_loss)
             * (config.box_weight / n_positive);
         losses.bbox = f64::try_from(&loss)?;
-        surrogate = surrogate + loss;
+        surrogate += loss;
     }
     if !(losses.cls.is_finite() && losses.bbox.is_finite()) {
         return Ok(losses);

@@ -164,7 +164,7 @@ impl Args {
         match fit(&config, &dir, self.resume, resources, self.until, &stop)? {
             Outcome::Done => eprintln!("done: {}", dir.weights().display()),
             Outcome::Stopped(at) => {
-                eprintln!("stopped before iteration {at}; go on with: fovea-train fit --resume --out {}", dir.0.display())
+                eprintln!("stopped before iteration {at}; go on with: fovea-train fit --resume --out {}", dir.0.display());
             }
         }
         Ok(())

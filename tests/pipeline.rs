@@ -489,7 +489,10 @@ fn limits_and_signals_end_a_run_while_frames_wait() {
         };
         let ran = run_watched(endless(), slow(), FakeSink::default(), &options(pace), &from_progress, &mut progress);
         assert!(ran.outcome.ended == Ended::Stopped && ran.outcome.error.is_none() && ran.lines.len() > 5 && n_calls > 0);
-        assert!(ran.outcome.report.streams[0].frames.dropped.of(DropCause::Shutdown) >= 1, "{pace:?}");
+        // At pace max the source fills the queue before the run stops; at pace live the one that waits may be taken.
+        if pace == Pace::Max {
+            assert!(ran.outcome.report.streams[0].frames.dropped.of(DropCause::Shutdown) >= 1);
+        }
         assert!(!stop.is_stopped());
     }
 }
@@ -527,13 +530,40 @@ fn a_panic_in_the_inference_thread_is_an_error_and_files_are_finalised() {
     assert_eq!(ran.lines.len(), 5);
 }
 
+struct BrokenAnnotator;
+
+impl Annotate for BrokenAnnotator {
+    fn annotate(&mut self, _: &mut PictureMut<'_>, _: &[Detection], _: &[String], stamps: &Stamps) {
+        assert!(stamps.id != FrameId(5), "a mistake in the overlay");
+    }
+}
+
+#[test]
+fn a_panic_after_inference_is_no_fault_of_the_ledger() {
+    let (kept, finished) = (Arc::default(), Arc::new(AtomicUsize::new(0)));
+    let stream = Stream {
+        source: Box::new(FakeSource::new(Plan::default())),
+        detector: Box::new(FakeDetector::default()),
+        annotator: Some(Box::new(BrokenAnnotator)),
+        sink: Box::new(FakeSink { kept: Arc::clone(&kept), finished: Arc::clone(&finished), ..FakeSink::default() }),
+        detections: None,
+    };
+    let outcome = runner::run(stream, &options(Pace::Max), &StopSignal::default(), &mut |_| {});
+    assert!(matches!(outcome.error, Some(RunError::Panicked)), "{:?}", outcome.error);
+    let frames = outcome.report.streams[0].frames;
+    assert_eq!((frames.inferred, kept.lock().unwrap().len(), finished.load(Ordering::SeqCst)), (6, 5, 1));
+    assert_eq!((frames.dropped.of(DropCause::InferError), frames.in_flight), (0, 0));
+    assert_eq!(frames.captured, frames.inferred + frames.dropped.total());
+}
+
 /// After a warm-up of 50 frames the queue, the ledger, the metrics, the detections file and the loop around them
-/// allocate nothing, neither on the source's thread (every hand-over is counted) nor on the inference thread.
+/// allocate nothing, neither on the source's thread (every hand-over is counted) nor on the inference thread. The
+/// source, the network, the overlay and the sink are not part of it.
 #[test]
 fn our_own_stages_do_not_allocate_per_frame() {
     for pace in [Pace::Max, Pace::Live] {
         let before = N_ALLOCATIONS.load(Ordering::Relaxed);
-        let plan = Plan { n_frames: 400, interval: Duration::from_micros(20), is_counted: true, ..Plan::default() };
+        let plan = Plan { n_frames: u64::MAX, interval: Duration::from_micros(20), is_counted: true, ..Plan::default() };
         let stream = Stream {
             source: Box::new(FakeSource::new(plan)),
             detector: Box::new(FakeDetector { counted: 50..150, ..FakeDetector::default() }),
@@ -686,6 +716,47 @@ fn a_full_disk_is_an_error_and_the_report_is_written() {
     assert!(report["error"].as_str().unwrap().contains("/dev/full"));
 }
 
+/// Failures of the real world: exit code, words, and that a password stays unsaid.
+#[test]
+fn what_breaks_a_run_decides_its_exit_code() {
+    let Some(model) = model() else { return };
+    let folder = tempfile::tempdir().unwrap();
+    let file = |name: &str| folder.path().join(name).to_str().unwrap().to_owned();
+    let report = file("r.json");
+    let run = |arguments: &[&str], code: i32, words: &[&str]| {
+        expect(&[&["run", "--model", &model, "--threads", "1", "--report", &report], arguments].concat(), code, words);
+    };
+    // Port 9 of this machine refuses.
+    for url in ["rtsp://admin:canary@127.0.0.1:9/ch1", "rtsp://admin:canary#1@127.0.0.1:9/ch1", "http://127.0.0.1:9/a.mp4"] {
+        run(&["--source", url], 1, &["127.0.0.1:9", "error:"]);
+        let report = std::fs::read_to_string(&report).unwrap();
+        assert!(report.contains("127.0.0.1:9") && !report.contains("canary"), "{report}");
+        let said = fovea(&["run", "--model", &model, "--source", url]);
+        assert!(!String::from_utf8_lossy(&said.stderr).contains("canary"));
+    }
+    run(&["--source", &file("missing.mp4")], 2, &["cannot read", "missing.mp4"]);
+    run(&["--source", "test://?frames=2", "--sink", "/proc/x/y.mp4"], 2, &["/proc/x", "may write"]);
+    written(folder.path(), "no.png", "not a picture");
+    run(&["--source", folder.path().to_str().unwrap()], 2, &["none of 1 pictures can be read"]);
+    run(&["--source", "test://?frames=2"], 0, &["wrote", "r.json"]);
+    run(&["--source", "test://?frames=2", "--detections", "/dev/null"], 0, &["2 inferred"]);
+}
+
+/// The video finds no room; detections and report are written all the same.
+#[test]
+fn a_full_disk_under_the_video_keeps_detections_and_report() {
+    let Some(model) = model() else { return };
+    let folder = tempfile::tempdir().unwrap();
+    let video = folder.path().join("full.mkv");
+    std::os::unix::fs::symlink("/dev/full", &video).unwrap();
+    let source = ["--source", "test://?width=640&height=480&frames=60&pattern=snow", "--sink", video.to_str().unwrap()];
+    let (code, report, lines) = stream(folder.path(), &model, &source, false);
+    assert_eq!((code, &report["ended"]), (1, &"error".into()));
+    assert!(report["error"].as_str().unwrap().contains("full.mkv"), "{report}");
+    assert_eq!(report["streams"][0]["frames"]["inferred"].as_u64(), Some(u64::try_from(lines).unwrap()));
+    assert!(video.is_symlink() && lines > 0);
+}
+
 fn written(folder: &Path, name: &str, text: &str) -> String {
     let path = folder.join(name);
     std::fs::write(&path, text).unwrap();
@@ -719,8 +790,11 @@ fn wrong_requests_are_explained() {
     let twice = folder.path().join("out.json");
     let twice = twice.to_str().unwrap();
     expect(&["run", "--source", &video, "--report", twice, "--detections", twice], 2, &["out.json would be overwritten"]);
-    let output = fovea(&["run", "--source", "ftp://me:canary@host/x"]);
-    assert!(!String::from_utf8_lossy(&output.stderr).contains("canary"));
+    expect(&["run", "--source", &video, "--report", "-", "--detections", "-"], 2, &["mixed on standard output"]);
+    for url in ["ftp://me:canary@host/x", "ftp://me:canary#1@host/x", "ftp://me:can/canary#1@host/x"] {
+        let output = fovea(&["run", "--source", url]);
+        assert!(!String::from_utf8_lossy(&output.stderr).contains("canary"), "{url}");
+    }
     for command in ["run", "bench", "check"] {
         expect(&[command, "--help"], 0, &["Example", &format!("fovea {command} ")]);
     }
@@ -737,6 +811,20 @@ fn check_explains_every_line() {
         &["ok    file", "FAIL  source", "missing.mp4", "FAIL  model", "FAIL  sink", "ok    report", "lines above say FAIL"],
     );
     assert!(!folder.path().join("r.json").exists(), "check leaves nothing behind");
+    for (text, words) in [
+        ("[output]\nreport = 'x.json'\ndetections = 'x.json'", "x.json would be overwritten"),
+        ("[output]\nreport = '-'\ndetections = '-'", "mixed on standard output"),
+    ] {
+        let file = written(folder.path(), "b.toml", &format!("[source]\nuri = 'test://'\n{text}"));
+        expect(&["check", &file], 2, &["FAIL  files", words]);
+    }
+    let file = written(folder.path(), "c.toml", "[source]\nuri = 'test://'\n[model]\ndir = 'm'\n[sink]\nuri = 'v.mp4'");
+    if cfg!(all(feature = "gst", feature = "opencv")) {
+        expect(&["check", &file], 2, &["ok    sink", "v.mp4: can be written"]);
+    } else {
+        expect(&["check", &file], 2, &["FAIL  sink", "this build of fovea"]);
+    }
+    assert!(!folder.path().join("v.mp4").exists(), "check leaves nothing behind");
 }
 
 #[test]

@@ -85,11 +85,12 @@ impl Args {
         self.model.apply(&mut draft);
         let spec = draft.finish()?;
         let outcome = run::execute(&spec)?;
-        run::summarise(&spec, &outcome);
+        run::summarise(&outcome);
         let written = match &spec.report {
             Some(output) => run::write_report(&outcome.report, output),
             None => print_table(&outcome.report).map_err(Failure::failed),
         };
+        run::name_files(&spec, &outcome, written.is_ok());
         run::result_of(outcome)?;
         written
     }

@@ -37,7 +37,7 @@ impl Args {
         findings.push(("source", source(&spec.source)));
         findings.push(("pace", Finding::Good(pace(&spec))));
         findings.push(("model", model(&spec)));
-        findings.push(("sink", sink(&spec.sink)));
+        findings.push(("sink", sink(&spec)));
         for (name, output) in [("detections", &spec.detections), ("report", &spec.report)] {
             findings.push((
                 name,
@@ -52,6 +52,9 @@ impl Args {
                     },
                 },
             ));
+        }
+        if let Err(error) = run::keep_files_apart(&spec) {
+            findings.push(("files", Finding::Bad(error)));
         }
         let mut out = std::io::stdout().lock();
         let mut n_bad = 0;
@@ -115,17 +118,23 @@ fn model(spec: &PipelineSpec) -> Finding {
     }
 }
 
-fn sink(sink: &SinkSpec) -> Finding {
-    match sink {
-        SinkSpec::None => Finding::Good("none: nothing is drawn".to_owned()),
-        SinkSpec::File { path, .. } => {
-            let output = fovea::pipeline::detections::Output::File(path.clone());
-            match (output.probe(), missing_folder(&output)) {
-                (Ok(()), _) => Finding::Good(format!("{}: can be written", path.display())),
-                (Err(_), Some(folder)) => Finding::Good(format!("{}: a run makes the folder {folder}", path.display())),
-                (Err(error), None) => Finding::Bad(error.into()),
-            }
+fn sink(spec: &PipelineSpec) -> Finding {
+    if let SinkSpec::File { path, .. } = &spec.sink {
+        let output = fovea::pipeline::detections::Output::File(path.clone());
+        match (output.probe(), missing_folder(&output)) {
+            (Ok(()), _) => {}
+            // The sink itself cannot be opened before.
+            (Err(_), Some(folder)) => return Finding::Good(format!("{}: a run makes the folder {folder}", path.display())),
+            (Err(error), None) => return Finding::Bad(error.into()),
         }
+    }
+    // This makes sure of the encoder, and writes nothing.
+    if let Err(failure) = run::open_sink(spec) {
+        return Finding::Bad(failure.error);
+    }
+    match &spec.sink {
+        SinkSpec::None => Finding::Good("none: nothing is drawn".to_owned()),
+        SinkSpec::File { path, .. } => Finding::Good(format!("{}: can be written", path.display())),
         SinkSpec::Display if ["DISPLAY", "WAYLAND_DISPLAY"].into_iter().all(|name| std::env::var_os(name).is_none()) => {
             Finding::Unknown("display: no X11 or Wayland session here; a run needs one, or a screen without a desktop".to_owned())
         }

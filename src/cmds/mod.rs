@@ -19,6 +19,7 @@ mod run;
 use anyhow::Error;
 use clap::{Parser, Subcommand};
 use fovea::kernels::Isa;
+use std::io::IsTerminal;
 
 /// Real-time object detection on video, on small computers.
 #[derive(Debug, Parser)]
@@ -104,5 +105,6 @@ impl Command {
 pub(crate) fn init_logging() {
     let filter =
         tracing_subscriber::EnvFilter::try_from_env("FOVEA_LOG").unwrap_or_else(|_| tracing_subscriber::EnvFilter::new("warn"));
-    tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).without_time().init();
+    let log = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
+    log.with_ansi(std::io::stderr().is_terminal()).without_time().init();
 }

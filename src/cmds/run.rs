@@ -121,8 +121,7 @@ impl Args {
         let mut draft = self.pipeline.as_deref().map(Draft::read).transpose().map_err(Failure::request)?.unwrap_or_default();
         let here = Path::new("");
         if let Some(uri) = &self.source {
-            // What a file says about its own source does not fit another one.
-            draft.source = Some(SourceSpec::parse(uri, here).map_err(Failure::request)?);
+            draft.replace_source(SourceSpec::parse(uri, here).map_err(Failure::request)?);
         }
         if let Some(uri) = &self.sink {
             draft.sink = Some(SinkSpec::parse(uri, here).map_err(Failure::request)?);
@@ -137,8 +136,9 @@ impl Args {
 
         let report_file = spec.report.clone();
         let outcome = execute(&spec)?;
-        summarise(&spec, &outcome);
+        summarise(&outcome);
         let written = report_file.map_or(Ok(()), |output| write_report(&outcome.report, &output));
+        name_files(&spec, &outcome, written.is_ok());
         result_of(outcome)?;
         written
     }
@@ -251,8 +251,11 @@ pub(super) fn probe_output(path: &Path) -> anyhow::Result<()> {
     probe_writable(path).map_err(|error| anyhow!("cannot write {}: {error}; {remedy}", path.display()))
 }
 
-/// No output may overwrite the source or another output.
-fn keep_files_apart(spec: &PipelineSpec) -> anyhow::Result<()> {
+/// No output may overwrite the source or another output, or run into it.
+pub(super) fn keep_files_apart(spec: &PipelineSpec) -> anyhow::Result<()> {
+    if let (Some(Output::Stdout), Some(Output::Stdout)) = (&spec.detections, &spec.report) {
+        return Err(anyhow!("detections and report would be mixed on standard output: write one of them to a file"));
+    }
     // A path that is not there yet has a folder that is.
     let place = |path: &Path| {
         let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
@@ -278,9 +281,9 @@ fn keep_files_apart(spec: &PipelineSpec) -> anyhow::Result<()> {
 }
 
 /// A sink, and what draws on its pictures.
-type Shown = (Box<dyn FrameSink>, Option<Box<dyn Annotate>>);
+pub(super) type Shown = (Box<dyn FrameSink>, Option<Box<dyn Annotate>>);
 
-fn open_sink(spec: &PipelineSpec) -> Result<Shown, Failure> {
+pub(super) fn open_sink(spec: &PipelineSpec) -> Result<Shown, Failure> {
     if spec.sink == SinkSpec::None {
         return Ok((Box::new(NoSink), None));
     }
@@ -315,7 +318,7 @@ pub(super) fn write_report(report: &Report, output: &Output) -> Result<(), Failu
 }
 
 /// What happened, for people.
-pub(super) fn summarise(spec: &PipelineSpec, outcome: &Outcome) {
+pub(super) fn summarise(outcome: &Outcome) {
     let Some(stream) = outcome.report.streams.first() else { return };
     if outcome.info.is_none() {
         return;
@@ -344,8 +347,17 @@ pub(super) fn summarise(spec: &PipelineSpec, outcome: &Outcome) {
             medians.join(", ")
         );
     }
+}
+
+/// Names the files that a run left, once they are all written.
+pub(super) fn name_files(spec: &PipelineSpec, outcome: &Outcome, has_report: bool) {
     for path in output_files(spec) {
-        eprintln!("wrote {}", path.display());
+        let is_report = matches!(&spec.report, Some(Output::File(report)) if report == path);
+        // What an earlier run left is not of this one.
+        let is_ours = if is_report { has_report } else { outcome.info.is_some() };
+        if is_ours && path.exists() {
+            eprintln!("wrote {}", path.display());
+        }
     }
 }
 

@@ -337,6 +337,16 @@ impl Draft {
         })
     }
 
+    /// Takes frames from another source. How patient the pipeline is with its source stays as it was.
+    pub fn replace_source(&mut self, mut source: SourceSpec) {
+        if let Some(before) = &self.source {
+            source.latency = before.latency;
+            source.rtsp_transport = before.rtsp_transport;
+            source.timeout = before.timeout;
+        }
+        self.source = Some(source);
+    }
+
     /// Fills in the defaults.
     ///
     /// # Errors
@@ -344,7 +354,8 @@ impl Draft {
     pub fn finish(self) -> Result<PipelineSpec, ConfigError> {
         let mut source = self.source.ok_or(ConfigError::NoSource)?;
         let pace = self.pace.unwrap_or(if source.is_live() { Pace::Live } else { Pace::Max });
-        source.sync = pace == Pace::Live;
+        // A camera has a pace of its own: its frames must not wait for their presentation time.
+        source.sync = pace == Pace::Live && !source.is_live();
         Ok(PipelineSpec {
             name: self.name.unwrap_or_else(|| stream_name(&source)),
             pace,
@@ -558,10 +569,26 @@ mod tests {
     }
 
     #[test]
+    fn another_source_is_read_like_the_one_in_the_file() {
+        let text = "[source]\nuri = 'rtsp://h/1'\nlatency_ms = 50\nrtsp_transport = 'udp'\ntimeout_s = 3";
+        let mut draft = read(text).unwrap();
+        draft.replace_source(SourceSpec::parse("rtsp://other/2", Path::new("")).unwrap());
+        let source = draft.source.unwrap();
+        assert_eq!((source.to_string().as_str(), source.rtsp_transport), ("rtsp://other/2", RtspTransport::Udp));
+        assert_eq!((source.latency, source.timeout), (Duration::from_millis(50), Duration::from_secs(3)));
+        let mut empty = Draft::default();
+        empty.replace_source(SourceSpec::parse("rtsp://other/2", Path::new("")).unwrap());
+        assert_eq!(empty.source.unwrap().timeout, spec::DEFAULT_TIMEOUT);
+    }
+
+    #[test]
     fn the_pace_follows_the_source() {
         for (uri, pace) in [("a.mp4", Pace::Max), ("rtsp://h/1", Pace::Live), ("v4l2:///dev/video0", Pace::Live)] {
             let spec = read(&format!("[source]\nuri = {uri:?}")).unwrap().finish().unwrap();
-            assert_eq!((spec.pace, spec.source.sync), (pace, pace == Pace::Live), "{uri}");
+            assert_eq!((spec.pace, spec.source.sync), (pace, false), "{uri}");
+            // At pace live, only what has no pace of its own is held back to its presentation time.
+            let spec = read(&format!("pace = 'live'\n[source]\nuri = {uri:?}")).unwrap().finish().unwrap();
+            assert_eq!((spec.pace, spec.source.sync), (Pace::Live, pace == Pace::Max), "{uri}");
         }
         for (elements, pace) in [("v4l2src ! videoconvert", Pace::Live), ("filesrc location=a ! decodebin", Pace::Max)] {
             let spec = read(&format!("[source]\nlaunch = {elements:?}")).unwrap().finish().unwrap();
@@ -609,6 +636,9 @@ mod tests {
             "[source]\nuri = 'ftp://me:canary@h/1'",
             "[source]\nurl = 'rtsp://me:canary@h/1'",
             "[source]\nwidth = 'rtsp://me:canary@h/1'",
+            "[source]\nwidth = 'rtsp://me:canary#1@h/1'",
+            "[source]\nuri = 'ftp://me:canary?1@h/1'",
+            "[source]\nuri = 'rtsp://me:can/canary#1@h/1'\nwidth = 3",
         ] {
             let error = Draft::parse(text, Path::new("x.toml")).unwrap_err();
             assert!(!format!("{error} {error:?}").contains("canary"), "{text:?}: {error}");

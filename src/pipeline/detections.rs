@@ -51,14 +51,19 @@ impl Output {
 }
 
 /// Checks that `path` can be created or overwritten: one that is there is opened for appending, else a file is made and
-/// removed again.
+/// removed again. A link counts as there, wherever it leads.
 ///
 /// # Errors
 /// What the system says.
 pub fn probe_writable(path: &std::path::Path) -> io::Result<()> {
     let existed = path.exists();
     File::options().append(true).create(true).open(path)?;
-    if existed { Ok(()) } else { std::fs::remove_file(path) }
+    if existed {
+        return Ok(());
+    }
+    // Of a link, what it leads to was made.
+    let is_link = std::fs::symlink_metadata(path)?.is_symlink();
+    std::fs::remove_file(if is_link { path.canonicalize()? } else { path.to_owned() })
 }
 
 impl std::fmt::Display for Output {
@@ -233,6 +238,23 @@ mod tests {
             )
         );
         writer.finish().unwrap();
+    }
+
+    #[cfg(unix)]
+    #[test]
+    fn a_probe_leaves_everything_as_it_was() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = |name: &str| folder.path().join(name);
+        std::fs::write(path("there"), "kept").unwrap();
+        for (link, to) in [("dangling", "later"), ("working", "there")] {
+            std::os::unix::fs::symlink(path(to), path(link)).unwrap();
+        }
+        for name in ["there", "new", "dangling", "working"] {
+            probe_writable(&path(name)).unwrap();
+        }
+        assert!(["dangling", "working"].iter().all(|link| path(link).is_symlink()));
+        assert!(!path("later").exists() && !path("new").exists());
+        assert_eq!(std::fs::read_to_string(path("there")).unwrap(), "kept");
     }
 
     #[test]

@@ -65,7 +65,7 @@ pub enum DropCause {
     DecodeError,
     /// Lost between the decoder and the queue when the stream was flushed or restarted.
     StreamReset,
-    /// All frame memory was in use.
+    /// All frame memory was in use. Reserved: no source of today reports it.
     PoolExhausted,
     /// The network failed on it.
     InferError,

@@ -381,8 +381,10 @@ pub fn run(stream: Stream, options: &RunOptions, stop: &StopSignal, progress: &m
                 }
             }
             thread.join().and_then(|result| result).unwrap_or_else(|_| {
-                // The frame that it broke down on.
-                shared.ledger.dropped(Place::Hand, DropCause::InferError);
+                // The frame that it broke down on, unless it was counted before.
+                if shared.ledger.balance().is_ok_and(|balance| balance.in_hand > 0) {
+                    shared.ledger.dropped(Place::Hand, DropCause::InferError);
+                }
                 Err(RunError::Panicked)
             })
         });

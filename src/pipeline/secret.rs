@@ -25,7 +25,7 @@ impl SecretUrl {
     /// User and password as the URL spells them (percent-encoded); `None` where it has none.
     #[must_use]
     pub fn credentials(&self) -> Option<(&str, &str)> {
-        let (user_info, _) = self.authority()?.rsplit_once('@')?;
+        let user_info = self.user_info()?;
         Some(user_info.split_once(':').unwrap_or((user_info, "")))
     }
 
@@ -39,8 +39,8 @@ impl SecretUrl {
     /// query may hold secrets too.
     #[must_use]
     pub fn without_credentials(&self) -> String {
-        match (self.0.split_once("://"), self.authority().and_then(|authority| authority.rsplit_once('@'))) {
-            (Some((scheme, rest)), Some((user_info, _))) => format!("{scheme}://{}", &rest[user_info.len() + 1..]),
+        match (self.0.split_once("://"), self.user_info()) {
+            (Some((scheme, rest)), Some(user_info)) => format!("{scheme}://{}", &rest[user_info.len() + 1..]),
             _ => self.0.clone(),
         }
     }
@@ -54,7 +54,10 @@ impl SecretUrl {
             secrets.push(format!("{user}:{password}@"));
             secrets.extend([password, user].into_iter().flat_map(|secret| [percent_decoded(secret), secret.to_owned()]));
         }
-        if let Some((_, query)) = self.0.split_once('?') {
+        if let Some((hidden, _)) = self.0.split_once("://").and_then(|(_, rest)| rest.rsplit_once('@')) {
+            secrets.push(hidden.to_owned());
+        }
+        if let Some((_, query)) = self.without_credentials().split_once('?') {
             secrets.push(query.to_owned());
             for value in query.split('&').filter_map(|pair| pair.split_once('=')).map(|(_, value)| value) {
                 secrets.extend([percent_decoded(value), value.to_owned()]);
@@ -69,25 +72,37 @@ impl SecretUrl {
         })
     }
 
-    /// Between `://` and the path.
-    fn authority(&self) -> Option<&str> {
+    /// Between `://` and the `@` before the host. A password may hold `/`, `?` or `#` that somebody forgot to encode.
+    fn user_info(&self) -> Option<&str> {
         let (_, rest) = self.0.split_once("://")?;
-        // A password may hold a slash by mistake; the last `@` before the query still ends it.
+        let is_host =
+            |text: &str| text.rsplit_once(':').is_none_or(|(_, port)| port.bytes().all(|b| b.is_ascii_digit() || b == b']'));
         let before_query = rest.split(['?', '#']).next().unwrap_or(rest);
-        let end = before_query.rfind('@').unwrap_or(0);
-        let len = before_query[end..].find('/').map_or(before_query.len(), |slash| end + slash);
-        Some(&before_query[..len])
+        let authority = rest.split_once('/').map_or(before_query, |(authority, _)| authority);
+        match authority.rsplit_once('@') {
+            Some((user_info, host)) if is_host(host) => return Some(user_info),
+            // What follows is a path, which may hold an `@` too.
+            None if is_host(authority) => return None,
+            _ => {}
+        }
+        before_query.rsplit_once('@').or_else(|| rest.rsplit_once('@')).map(|(user_info, _)| user_info)
     }
 }
 
+/// Everything up to the last `@` is hidden, whether it was understood as a password or not.
 impl fmt::Display for SecretUrl {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let url = self.without_credentials();
-        let (url, query) = url.split_once('?').map_or((url.as_str(), ""), |(url, _)| (url, "?***"));
-        match url.split_once("://") {
-            Some((scheme, rest)) if self.credentials().is_some() => write!(f, "{scheme}://{REDACTED}@{rest}{query}"),
-            _ => write!(f, "{url}{query}"),
+        let (scheme, rest) = url.split_once("://").map_or(("", url.as_str()), |(scheme, rest)| (scheme, rest));
+        let separator = if url.contains("://") { "://" } else { "" };
+        let (before, rest) = rest.rsplit_once('@').map_or((None, rest), |(before, rest)| (Some(before), rest));
+        if before.is_some_and(|before| before.contains(['?', '#'])) {
+            // What follows may belong to a query or to a host.
+            return write!(f, "{scheme}{separator}{REDACTED}");
         }
+        let user_info = if before.is_some() || self.user_info().is_some() { "***@" } else { "" };
+        let (rest, query) = rest.split_once('?').map_or((rest, ""), |(rest, _)| (rest, "?***"));
+        write!(f, "{scheme}{separator}{user_info}{rest}{query}")
     }
 }
 
@@ -138,24 +153,34 @@ mod tests {
 
     #[test]
     fn credentials_are_never_shown() {
-        for (url, shown) in [
-            ("rtsp://admin:canary%2F7@10.0.0.2:554/ch1", "rtsp://***@10.0.0.2:554/ch1"),
-            ("rtsp://admin:can/ary@10.0.0.2/ch1", "rtsp://***@10.0.0.2/ch1"),
-            ("rtsp://canary@host", "rtsp://***@host"),
-            ("rtsp://host/ch1?user=admin&password=canary", "rtsp://host/ch1?***"),
-            ("http://host:8080/a@b.mp4", "http://host:8080/a@b.mp4"),
-            ("rtsp://host/ch1", "rtsp://host/ch1"),
+        for (url, shown, password) in [
+            ("rtsp://admin:canary%2F7@10.0.0.2:554/ch1", "rtsp://***@10.0.0.2:554/ch1", Some("canary%2F7")),
+            ("rtsp://admin:can/ary@10.0.0.2/ch1", "rtsp://***@10.0.0.2/ch1", Some("can/ary")),
+            ("rtsp://admin:canary#1@127.0.0.1:9/ch1", "rtsp://***@127.0.0.1:9/ch1", Some("canary#1")),
+            ("rtsp://admin:canary?1@127.0.0.1:9/ch1?a=b", "rtsp://***@127.0.0.1:9/ch1?***", Some("canary?1")),
+            ("rtsp://admin:canary#1@127.0.0.1", "rtsp://***@127.0.0.1", Some("canary#1")),
+            ("rtsp://admin:can/ary#1@host/ch1", "rtsp://***@host/ch1", Some("can/ary#1")),
+            ("rtsp://admin:can?a/ry@host/ch1", "rtsp://***@host/ch1", Some("can?a/ry")),
+            ("rtsp://me@mail.org:can/ary@host/ch1", "rtsp://***@host/ch1", None),
+            ("rtsp://admin:can@ary@[::1]:554/ch1", "rtsp://***@[::1]:554/ch1", Some("can@ary")),
+            ("rtsp://canary@host", "rtsp://***@host", Some("")),
+            ("rtsp://host/ch1?user=admin&password=canary", "rtsp://host/ch1?***", None),
+            ("rtsp://host/ch1?user=me@home&password=canary", "rtsp://***", None),
+            ("rtsp://me:1/canary?2@host/ch1", "rtsp://***", None),
+            ("rtsp://host/ch1", "rtsp://host/ch1", None),
+            // Indistinguishable from a password with a slash in it: hidden, and left in place for the library.
+            ("http://host:8080/a@b.mp4", "http://***@b.mp4", None),
         ] {
             let secret = SecretUrl::new(url.into());
-            if url.contains("b.mp4") {
-                // Indistinguishable from a password with a slash in it: hidden rather than shown.
-                assert!(!secret.to_string().contains("8080"));
-                continue;
-            }
             assert_eq!(secret.to_string(), shown);
             assert_eq!(format!("{secret:?}"), format!("SecretUrl({shown})"));
             assert_eq!(secret.expose(), url);
+            assert_eq!(secret.scrub(&format!("no {url}!")), format!("no {shown}!"));
+            if let Some(password) = password {
+                assert_eq!(secret.credentials().unwrap().1, password, "{url}");
+            }
         }
+        assert_eq!(SecretUrl::new("http://host:8080/a@b.mp4".into()).without_credentials(), "http://host:8080/a@b.mp4");
     }
 
     #[test]
@@ -163,6 +188,7 @@ mod tests {
         for (text, hidden) in [
             ("invalid: \"rtsp://a:canary@h/1\", or http://b@i", "invalid: \"rtsp://***@h/1\", or http://***@i"),
             ("uri=rtsp://a:canary@h", "uri=rtsp://***@h"),
+            ("uri=rtsp://a:canary#1?2@h/x", "uri=rtsp://***@h/x"),
             ("no url: //", "no url: //"),
         ] {
             assert_eq!(hide_credentials(text), hidden);

@@ -2,14 +2,14 @@
 
 use super::Failure;
 use super::model_file::{Loaded, ModelFile};
-use super::output::ResultFile;
+use super::output::{ResultFile, write_report};
 use anyhow::Context;
 use fovea::executor::LoadOptions;
 use fovea::pipeline::clock::{Stopwatch, process_cpu_time};
 use serde::Serialize;
 use std::fmt::Write as _;
 use std::io::{BufRead, Write};
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::time::Duration;
 
 /// What `fovea bench --model-only` takes.
@@ -92,14 +92,7 @@ pub(crate) fn run(args: &ModelArgs) -> Result<(), Failure> {
         native_io: args.native_io,
         ops,
     };
-    match json {
-        Some(json) if json.is_stdout() => json.write_json(&report),
-        Some(json) => {
-            print_table(&report)?;
-            json.write_json(&report)
-        }
-        None => print_table(&report),
-    }
+    write_report(json, &report, &table(&report))
 }
 
 /// One network and one input.
@@ -241,8 +234,9 @@ fn ms(time: Duration) -> f64 {
     1e3 * time.as_secs_f64()
 }
 
+/// The result for people.
 #[expect(clippy::cast_precision_loss, reason = "figures for people")]
-fn print_table(report: &Report) -> Result<(), Failure> {
+fn table(report: &Report) -> String {
     let Quantiles { min, p50, p90, p99, max } = report.wall_ms;
     let mut text = String::new();
     // Writing to a string cannot fail.
@@ -254,5 +248,5 @@ fn print_table(report: &Report) -> Result<(), Failure> {
     for OpTime { op, count, ms } in &report.ops {
         let _ = writeln!(text, "  {op:<16} {count:>4} {ms:>9.3} ms");
     }
-    ResultFile::open(Path::new("-"))?.write(&text)
+    text
 }

@@ -2,15 +2,15 @@
 
 use super::Failure;
 use super::annotated::Annotated;
-use super::output::ResultFile;
+use super::output::{ResultFile, write_results, write_stdout};
 use fovea::detection::Detection;
-use fovea::images;
+use fovea::images::{self, RgbPicture};
 use fovea::pipeline::detections::Objects;
 use fovea::pipeline::detector::{Detector, DetectorOptions, hex};
 use serde::Serialize;
 use sha2::{Digest, Sha256};
 use std::fmt::Write as _;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 /// Arguments of `fovea detect`.
 #[derive(Debug, clap::Args)]
@@ -35,7 +35,7 @@ pub(crate) struct Args {
     /// Write the detections as JSON lines (`-` = stdout).
     #[arg(long, value_name = "FILE")]
     json: Option<PathBuf>,
-    /// Print SHA-256 of all head tensors and of all detections: the same on every CPU.
+    /// Print SHA-256 of all head tensors and of all detections: the same on every CPU. To stderr if the JSON goes to stdout.
     #[arg(long)]
     digest: bool,
     /// Show what scores above X, for every class; default: the manifest's display_threshold.
@@ -77,55 +77,83 @@ impl Args {
         let options =
             DetectorOptions { threads: self.threads, score_threshold: self.score_threshold, allow_float: self.allow_float };
         let mut detector = Detector::open(&self.model, &options).map_err(Failure::request)?;
-        let labels = detector.manifest().classes.clone();
-        let (mut heads_digest, mut detections_digest) = (Sha256::new(), Sha256::new());
-        let (mut lines, mut table) = (String::new(), String::new());
-        let mut detections = Vec::new();
-        let mut n_failed = 0;
+        let mut results = Results::default();
+        let (mut n_unread, mut failure) = (0, None);
         for path in &self.images {
             let mut picture = match images::open(path) {
                 Ok(picture) => picture,
                 Err(error) => {
                     eprintln!("error: {error}");
-                    n_failed += 1;
+                    n_unread += 1;
                     continue;
                 }
             };
-            let digest = self.digest.then_some(&mut heads_digest);
-            detector
-                .detect_with_digest(&picture.as_picture(), &mut detections, digest)
-                .map_err(|error| Failure::failed(anyhow::Error::from(error).context(path.display().to_string())))?;
-            digest_detections(&detections, &mut detections_digest);
-            let file = path.to_string_lossy();
-            let line = PictureLine {
-                v: 1,
-                file: &file,
-                width: picture.width,
-                height: picture.height,
-                detections: Objects { detections: &detections, labels: &labels },
-            };
-            lines.push_str(&serde_json::to_string(&line).map_err(Failure::failed)?);
-            lines.push('\n');
-            describe(&line, &mut table);
-            let objects = line.detections;
-            if let Some(annotated) = &mut annotated {
-                annotated.write(path, &mut picture, objects)?;
+            let done = results.add(path, &picture, &mut detector, self.digest).and_then(|()| {
+                let objects = Objects { detections: &results.detections, labels: &detector.manifest().classes };
+                annotated.as_mut().map_or(Ok(()), |annotated| annotated.write(path, &mut picture, objects))
+            });
+            if let Err(error) = done {
+                // What is done is written all the same.
+                failure = Some(error);
+                break;
             }
         }
-        if !json.as_ref().is_some_and(ResultFile::is_stdout) {
-            ResultFile::open("-".as_ref())?.write(&table)?;
-        }
-        if let Some(json) = json {
-            json.write(&lines)?;
-        }
-        if self.digest {
-            let digests = format!("heads {}\ndetections {}\n", hex(&heads_digest.finalize()), hex(&detections_digest.finalize()));
-            ResultFile::open("-".as_ref())?.write(&digests)?;
-        }
-        match n_failed {
+        let is_stdout_json = json.as_ref().is_some_and(ResultFile::is_stdout);
+        let written = write_results(json, &results.lines, &results.table);
+        let digests_written = match self.digest {
+            // Lines of JSON are not to be mixed with others.
+            true if is_stdout_json => {
+                eprint!("{}", results.digests());
+                Ok(())
+            }
+            true => write_stdout(&results.digests()),
+            false => Ok(()),
+        };
+        failure.map_or(Ok(()), Err).and(written).and(digests_written)?;
+        match n_unread {
             0 => Ok(()),
             n => Err(Failure::failed(anyhow::anyhow!("{n} of {} pictures could not be read", self.images.len()))),
         }
+    }
+}
+
+/// What was found so far.
+#[derive(Debug, Default)]
+struct Results {
+    /// A line of JSON a picture.
+    lines: String,
+    /// The same for people.
+    table: String,
+    heads_digest: Sha256,
+    detections_digest: Sha256,
+    /// Of the last picture.
+    detections: Vec<Detection>,
+}
+
+impl Results {
+    /// Detects in `picture`, which was read from `path`.
+    fn add(&mut self, path: &Path, picture: &RgbPicture, detector: &mut Detector, is_digested: bool) -> Result<(), Failure> {
+        let digest = is_digested.then_some(&mut self.heads_digest);
+        detector
+            .detect_with_digest(&picture.as_picture(), &mut self.detections, digest)
+            .map_err(|error| Failure::failed(anyhow::Error::from(error).context(path.display().to_string())))?;
+        digest_detections(&self.detections, &mut self.detections_digest);
+        let line = PictureLine {
+            v: 1,
+            file: &path.to_string_lossy(),
+            width: picture.width,
+            height: picture.height,
+            detections: Objects { detections: &self.detections, labels: &detector.manifest().classes },
+        };
+        self.lines.push_str(&serde_json::to_string(&line).map_err(Failure::failed)?);
+        self.lines.push('\n');
+        describe(&line, &mut self.table);
+        Ok(())
+    }
+
+    fn digests(&self) -> String {
+        let of = |digest: &Sha256| hex(&digest.clone().finalize());
+        format!("heads {}\ndetections {}\n", of(&self.heads_digest), of(&self.detections_digest))
     }
 }
 

@@ -1,7 +1,7 @@
 //! `fovea eval`: COCO metrics of a model on a labelled data set.
 
 use super::Failure;
-use super::output::ResultFile;
+use super::output::{ResultFile, write_report};
 use fovea::eval::EvalReport;
 use fovea::images::ImageError;
 use fovea::pipeline::clock::Stopwatch;
@@ -62,14 +62,7 @@ impl Args {
         }
         let report = evaluation.evaluator.summarize();
         eprintln!("{} pictures in {:.1} s", report.images, stopwatch.lap().as_secs_f64());
-        match json {
-            Some(json) if json.is_stdout() => json.write_json(&report),
-            Some(json) => {
-                print_table(&report)?;
-                json.write_json(&report)
-            }
-            None => print_table(&report),
-        }
+        write_report(json, &report, &table(&report))
     }
 }
 
@@ -83,7 +76,8 @@ fn failure(error: EvaluateError) -> Failure {
     }
 }
 
-fn print_table(report: &EvalReport) -> Result<(), Failure> {
+/// The result for people.
+fn table(report: &EvalReport) -> String {
     let percent = |value: Option<f64>| value.map_or_else(|| "-".into(), |value| format!("{:.2}", 100.0 * value));
     let width = report.per_class.iter().map(|(name, _)| name.len()).max().unwrap_or(0).max("all classes".len());
     let mut text = String::new();
@@ -103,5 +97,5 @@ fn print_table(report: &EvalReport) -> Result<(), Failure> {
         percent(report.ap_medium),
         percent(report.ap_large)
     );
-    ResultFile::open("-".as_ref())?.write(&(head + &text + &tail))
+    head + &text + &tail
 }

@@ -2,7 +2,7 @@
 
 use super::Failure;
 use super::model_file::ModelFile;
-use super::output::ResultFile;
+use super::output::{ResultFile, write_report};
 use fovea::executor::{Network, OpCount, OutputInfo};
 use fovea::quant::QuantParams;
 use serde::Serialize;
@@ -99,14 +99,7 @@ impl Args {
             isa: super::effective_isa()?.name(),
             why_float: loaded.why_float().map(ToOwned::to_owned),
         };
-        match json {
-            Some(json) if json.is_stdout() => json.write_json(&report),
-            Some(json) => {
-                print_table(&report)?;
-                json.write_json(&report)
-            }
-            None => print_table(&report),
-        }
+        write_report(json, &report, &table(&report))
     }
 }
 
@@ -114,8 +107,9 @@ fn input_of(network: &Network) -> Tensor {
     Tensor::new(network.input_name(), network.input_shape(), network.input_params())
 }
 
+/// The result for people.
 #[expect(clippy::cast_precision_loss, reason = "figures for people")]
-fn print_table(report: &Report) -> Result<(), Failure> {
+fn table(report: &Report) -> String {
     let mut text = String::new();
     let mega = |n: usize| n as f64 / 1e6;
     // Writing to a string cannot fail.
@@ -143,5 +137,5 @@ fn print_table(report: &Report) -> Result<(), Failure> {
     if let Some(why) = &report.why_float {
         let _ = writeln!(text, "runs in float: {why}");
     }
-    ResultFile::open("-".as_ref())?.write(&text)
+    text
 }

@@ -3,7 +3,8 @@
 use super::Failure;
 use anyhow::Context;
 use serde::Serialize;
-use std::fs::{File, OpenOptions};
+use std::ffi::OsString;
+use std::fs::{self, File, OpenOptions};
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 
@@ -38,34 +39,76 @@ impl ResultFile {
         matches!(self.target, Target::Stdout)
     }
 
-    /// Replaces what the file held by `text`.
+    /// Replaces what the file held by `text`; if that fails, a regular file still holds what it held.
     pub(crate) fn write(mut self, text: &str) -> Result<(), Failure> {
         match &mut self.target {
             Target::Stdout => io::stdout().lock().write_all(text.as_bytes()).context("cannot write to stdout"),
             Target::File { path, file, is_ours } => {
-                *is_ours = false;
-                // Pipes and devices have no length.
-                let is_regular = file.metadata().is_ok_and(|metadata| metadata.is_file());
-                let emptied = if is_regular { file.set_len(0) } else { Ok(()) };
-                let written = emptied.and_then(|()| file.write_all(text.as_bytes())).and_then(|()| file.flush());
+                let written = match file.metadata() {
+                    Ok(metadata) if metadata.is_file() => replace(path, &metadata, text),
+                    // Pipes and devices cannot be replaced.
+                    _ => file.write_all(text.as_bytes()).and_then(|()| file.flush()),
+                };
+                *is_ours &= written.is_err();
                 written.with_context(|| format!("cannot write {}", path.display()))
             }
         }
         .map_err(Failure::failed)
     }
+}
 
-    /// Replaces what the file held by `value` as one line of JSON.
-    pub(crate) fn write_json(self, value: &impl Serialize) -> Result<(), Failure> {
-        let text = serde_json::to_string(value).map_err(Failure::failed)?;
-        self.write(&(text + "\n"))
+/// Writes `value` as one line of JSON where it is asked for, and `table` to stdout unless the JSON goes there. The JSON
+/// comes first, and neither waits for the other to work: the first failure is returned.
+pub(crate) fn write_report(json: Option<ResultFile>, value: &impl Serialize, table: &str) -> Result<(), Failure> {
+    let text = serde_json::to_string(value).map_err(Failure::failed)?;
+    write_results(json, &(text + "\n"), table)
+}
+
+/// As [`write_report`], of JSON that is text already.
+pub(crate) fn write_results(json: Option<ResultFile>, json_text: &str, table: &str) -> Result<(), Failure> {
+    let is_table_wanted = !json.as_ref().is_some_and(ResultFile::is_stdout);
+    let json_written = json.map_or(Ok(()), |json| json.write(json_text));
+    let table_written = if is_table_wanted { write_stdout(table) } else { Ok(()) };
+    json_written.and(table_written)
+}
+
+/// Writes `text` to stdout.
+pub(crate) fn write_stdout(text: &str) -> Result<(), Failure> {
+    ResultFile { target: Target::Stdout }.write(text)
+}
+
+/// Puts a file with `text` and the rights in `old` in the place of the regular file `path`, at once.
+fn replace(path: &Path, old: &fs::Metadata, text: &str) -> io::Result<()> {
+    // A link stays a link.
+    let path = path.canonicalize()?;
+    let mut name = OsString::from(".");
+    name.push(path.file_name().unwrap_or_default());
+    name.push(".partial");
+    let partial = path.with_file_name(name);
+    let mut file = match File::create(&partial) {
+        Ok(file) => file,
+        // A folder in which nothing can be made, and in it a file that can be written.
+        Err(error) if error.kind() == io::ErrorKind::PermissionDenied => return fs::write(&path, text),
+        Err(error) => return Err(error),
+    };
+    let written = file
+        .set_permissions(old.permissions())
+        .and_then(|()| file.write_all(text.as_bytes()))
+        // Some file systems find out only now that they are full.
+        .and_then(|()| file.sync_all())
+        .and_then(|()| fs::rename(&partial, &path));
+    if written.is_err() {
+        // What was written of it is of no use; the failure that matters is reported.
+        let _ = fs::remove_file(&partial);
     }
+    written
 }
 
 impl Drop for ResultFile {
     fn drop(&mut self) {
         if let Target::File { path, is_ours: true, .. } = &self.target {
             // Nothing was written: what cannot be removed is an empty file.
-            let _ = std::fs::remove_file(path);
+            let _ = fs::remove_file(path);
         }
     }
 }

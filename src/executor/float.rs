@@ -5,6 +5,8 @@ use super::{Census, LoadError, OpCount, OutputInfo, RunError, value_dims};
 use crate::kernels::Shape;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use tract_onnx::prelude::*;
+use tract_onnx::tract_core::ops::cnn::Conv;
+use tract_onnx::tract_core::ops::konst::Const;
 
 /// A runnable float network.
 pub(super) struct FloatPlan {
@@ -41,7 +43,10 @@ impl FloatPlan {
         let build = || -> TractResult<(TypedSimpleState, Vec<OutputInfo>, Census)> {
             let model = onnx().model_for_read(&mut &*bytes)?.with_input_fact(0, f32::fact([1, c, h, w]).into())?;
             let names: Vec<String> = graph.output.iter().map(|output| output.name.clone()).collect();
-            let typed = model.into_optimized()?;
+            let typed = model.into_typed()?;
+            let mut census = census(graph, &typed)?;
+            let typed = typed.into_optimized()?;
+            census.activation_bytes = activation_bytes(&typed);
             let mut outputs = Vec::with_capacity(names.len());
             for (name, outlet) in names.into_iter().zip(typed.output_outlets()?) {
                 let fact = typed.outlet_fact(*outlet)?;
@@ -49,7 +54,6 @@ impl FloatPlan {
                 let &[1, c, h, w] = dims else { bail_shape(&name, dims)? };
                 outputs.push(OutputInfo { name, shape: Shape { h, w, c }, params: None });
             }
-            let census = census(graph, &typed);
             Ok((typed.into_runnable()?.spawn()?, outputs, census))
         };
         // The engine's importer trusts its files in places; a damaged one must not end the program.
@@ -120,19 +124,41 @@ fn bail_shape<T>(name: &str, dims: &[usize]) -> TractResult<T> {
     Err(TractError::msg(format!("the output `{name}` has shape {dims:?}, expected [1, C, H, W]")))
 }
 
-/// Operators of the optimised graph; multiplications from the convolutions of the file.
-fn census(graph: &GraphProto, typed: &TypedModel) -> Census {
+/// Operators of the graph before it is optimised: there each convolution is still one operator, whose facts give its
+/// multiplications.
+fn census(graph: &GraphProto, typed: &TypedModel) -> TractResult<Census> {
     let mut census = Census { float_convs: graph.node.iter().filter(|node| node.op_type == "Conv").count(), ..Census::default() };
-    for node in typed.nodes() {
-        for output in &node.outputs {
-            let len = output.fact.shape.as_concrete().map_or(0, |dims| dims.iter().product::<usize>());
-            census.activation_bytes += len * output.fact.datum_type.size_of();
-        }
+    for node in typed.nodes().iter().filter(|node| !node.op_is::<Const>()) {
+        let macs = match node.op_as::<Conv>() {
+            Some(conv) => macs(conv, typed, node)?,
+            None => 0,
+        };
         let op = node.op.name().to_string();
         match census.ops.iter_mut().find(|count| count.op == op) {
-            Some(count) => count.count += 1,
-            None => census.ops.push(OpCount { op, dtype: "f32", count: 1, macs: 0 }),
+            Some(count) => {
+                count.count += 1;
+                count.macs += macs;
+            }
+            None => census.ops.push(OpCount { op, dtype: "f32", count: 1, macs }),
         }
     }
-    census
+    Ok(census)
+}
+
+/// Multiplications of a convolution: every weight once for each place of the output.
+fn macs(conv: &Conv, typed: &TypedModel, node: &TypedNode) -> TractResult<usize> {
+    let n_weights: usize = concrete(typed.outlet_fact(node.inputs[1])?)?.iter().product();
+    let output = conv.pool_spec.data_format.shape(concrete(&node.outputs[0].fact)?)?;
+    Ok(n_weights * output.hw_dims().iter().product::<usize>())
+}
+
+fn concrete(fact: &TypedFact) -> TractResult<&[usize]> {
+    fact.shape.as_concrete().ok_or_else(|| TractError::msg("a convolution has fixed sizes"))
+}
+
+/// Bytes of what the operators of the optimised graph write.
+fn activation_bytes(typed: &TypedModel) -> usize {
+    let facts = typed.nodes().iter().flat_map(|node| &node.outputs).map(|output| &output.fact);
+    let len = |fact: &TypedFact| fact.shape.as_concrete().map_or(0, |dims| dims.iter().product::<usize>());
+    facts.map(|fact| len(fact) * fact.datum_type.size_of()).sum()
 }

@@ -44,6 +44,14 @@ fn workshop() -> tempfile::TempDir {
     folder
 }
 
+/// Commands that write a result, without `--json`.
+const REPORTERS: [&[&str]; 4] = [
+    &["detect", "--model", "tiny", "a.png"],
+    &["eval", "--model", "tiny", "--data", "data"],
+    &["inspect", "tiny"],
+    &["bench", "--model-only", "tiny", "--seconds", "0.01"],
+];
+
 #[test]
 fn detect_writes_one_line_a_picture_and_the_same_digest_every_time() {
     let folder = workshop();
@@ -151,6 +159,9 @@ fn inspect_counts_operators_and_tells_float_from_integer() {
     std::fs::write(folder.join("float.onnx"), bytes).expect("a file");
     let report: Value = serde_json::from_str(&ok(folder, &["inspect", "float.onnx", "--json", "-"])).expect("JSON");
     assert_eq!(report["float_convs"], 2);
+    let convs: Vec<&Value> = report["ops"].as_array().expect("a list").iter().filter(|count| count["op"] == "Conv").collect();
+    let want = serde_json::json!({ "op": "Conv", "dtype": "f32", "count": 2, "macs": 4 * 4 * 12 * 3 * 8 * 8 });
+    assert_eq!(convs, [&want], "one entry, with the same multiplications as in integers");
     assert!(ok(folder, &["inspect", "tiny"]).contains("convolutions in float: 0"));
 }
 
@@ -305,13 +316,99 @@ fn a_full_disk_is_a_failure_not_a_wrong_request() {
     }
     let folder = workshop();
     let folder = folder.path();
-    for command in [
-        vec!["detect", "--model", "tiny", "a.png"],
-        vec!["eval", "--model", "tiny", "--data", "data"],
-        vec!["inspect", "tiny"],
-        vec!["bench", "--model-only", "tiny", "--seconds", "0.01"],
-    ] {
-        fails(folder, &[&command[..], &["--json", "/dev/full"]].concat(), 1, &["cannot write /dev/full", "No space left"]);
+    for command in REPORTERS {
+        fails(folder, &[command, &["--json", "/dev/full"]].concat(), 1, &["cannot write /dev/full", "No space left"]);
+    }
+}
+
+#[test]
+#[cfg(unix)]
+fn a_disk_that_fills_up_costs_no_old_result() {
+    use std::os::unix::fs::PermissionsExt;
+    let folder = workshop();
+    let folder = folder.path();
+    let names = || {
+        let entries = std::fs::read_dir(folder).expect("a folder").map(|entry| entry.expect("an entry").file_name());
+        entries.collect::<std::collections::BTreeSet<_>>()
+    };
+    std::fs::write(folder.join("old.json"), "precious").expect("a file");
+    std::fs::set_permissions(folder.join("old.json"), PermissionsExt::from_mode(0o640)).expect("rights");
+    let before = names();
+    for (command, result) in REPORTERS.into_iter().flat_map(|command| [(command, "old.json"), (command, "new.json")]) {
+        // No file may grow: as on a full disk, writing fails; making and emptying files does not.
+        let limited = r#"trap '' XFSZ; ulimit -f 0; exec "$0" "$@""#;
+        let shell = ["-c", limited, env!("CARGO_BIN_EXE_fovea")];
+        let arguments = [&shell[..], command, &["--json", result]].concat();
+        let output = Command::new("sh").args(arguments).current_dir(folder).output().expect("it runs");
+        assert_eq!(output.status.code(), Some(1), "{command:?}: {}", text(&output.stderr));
+        assert!(text(&output.stderr).contains(&format!("cannot write {result}")), "{command:?}: {}", text(&output.stderr));
+        assert!(output.stdout.len() > 40, "{command:?}: the table is printed all the same");
+        assert_eq!(std::fs::read_to_string(folder.join("old.json")).expect("a file"), "precious", "{command:?}");
+        assert_eq!(names(), before, "{command:?}: nothing is left behind");
+    }
+    ok(folder, &["inspect", "tiny", "--json", "old.json"]);
+    let new = std::fs::read_to_string(folder.join("old.json")).expect("a file");
+    assert!(serde_json::from_str::<Value>(&new).is_ok(), "nothing but the new result: {new}");
+    let mode = std::fs::metadata(folder.join("old.json")).expect("a file").permissions().mode();
+    assert_eq!(mode & 0o777, 0o640, "rights stay");
+    assert_eq!(names(), before);
+}
+
+#[test]
+fn a_closed_pipe_costs_no_json() {
+    let folder = workshop();
+    let folder = folder.path();
+    for (idx, command) in REPORTERS.into_iter().enumerate() {
+        let result = format!("{idx}.json");
+        let (reader, writer) = std::io::pipe().expect("a pipe");
+        drop(reader);
+        let mut fovea = Command::new(env!("CARGO_BIN_EXE_fovea"));
+        let output = fovea.args(command).args(["--json", &result]).current_dir(folder).stdout(writer).output().expect("it runs");
+        assert_eq!(output.status.code(), Some(1), "{command:?}");
+        assert!(text(&output.stderr).contains("cannot write to stdout"), "{command:?}: {}", text(&output.stderr));
+        let json = std::fs::read_to_string(folder.join(&result)).expect("the JSON is there");
+        assert!(serde_json::from_str::<Value>(&json).is_ok(), "{command:?}: {json}");
+    }
+}
+
+#[test]
+fn what_is_done_is_written_when_a_picture_cannot_be_saved() {
+    if cfg!(not(feature = "opencv")) {
+        eprintln!("skipped: pictures that cannot be saved (built without the feature opencv)");
+        return;
+    }
+    let folder = workshop();
+    let folder = folder.path();
+    images::save(&folder.join("c.png"), &tiny::picture(50, 40, 3)).expect("a picture");
+    std::fs::create_dir_all(folder.join("out/b.jpg")).expect("a folder in the way");
+    let arguments = ["detect", "--model", "tiny", "a.png", "b.jpg", "c.png", "--digest"];
+    let output = fovea(folder, &[&arguments[..], &["--out", "out", "--json", "out.jsonl"]].concat());
+    assert_eq!(output.status.code(), Some(1), "{}", text(&output.stderr));
+    assert!(text(&output.stderr).contains("out/b.jpg"), "{}", text(&output.stderr));
+    assert!(folder.join("out/a.png").is_file());
+    // b.jpg was looked at, only not saved; c.png was not.
+    let want = ok(folder, &["detect", "--model", "tiny", "a.png", "b.jpg", "--json", "-"]);
+    assert_eq!(std::fs::read_to_string(folder.join("out.jsonl")).expect("the JSON is there"), want);
+    let want = ok(folder, &["detect", "--model", "tiny", "a.png", "b.jpg", "--digest"]);
+    assert_eq!(text(&output.stdout), want, "table and digests of what is done");
+}
+
+#[test]
+fn digests_stay_out_of_json_on_stdout() {
+    let folder = workshop();
+    let folder = folder.path();
+    let arguments = ["detect", "--model", "tiny", "a.png", "b.jpg", "--digest"];
+    let plain = ok(folder, &arguments);
+    let output = fovea(folder, &[&arguments[..], &["--json", "-"]].concat());
+    assert!(output.status.success(), "{}", text(&output.stderr));
+    let stdout = text(&output.stdout);
+    let n_objects =
+        stdout.lines().filter(|line| serde_json::from_str::<Value>(line).is_ok_and(|value| value.is_object())).count();
+    assert_eq!((n_objects, stdout.lines().count()), (2, 2), "{stdout}");
+    let digests: Vec<&str> = plain.lines().filter(|line| line.starts_with("heads ") || line.starts_with("detections ")).collect();
+    assert_eq!(digests.len(), 2, "{plain}");
+    for digest in digests {
+        assert!(text(&output.stderr).contains(digest), "{}", text(&output.stderr));
     }
 }
 

@@ -104,6 +104,31 @@ fn make(spec: &Spec, random: &mut Random) -> Value {
     })
 }
 
+/// Labels and detections of real pictures (`tests/fixtures/real_boxes.json` says of which).
+fn real_boxes() -> Value {
+    let fixture: Value = serde_json::from_str(include_str!("../fixtures/real_boxes.json")).expect("a fixture");
+    let rows = |key: &str| -> Vec<Vec<f64>> { serde_json::from_value(fixture[key].clone()).expect("rows of numbers") };
+    #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "ids: small whole numbers")]
+    let id = |value: f64| value as u64;
+    let annotation = |(idx, row): (usize, Vec<f64>)| {
+        let [image, category, is_crowd, area, x, y, w, h] = row[..] else { panic!("a row of {} numbers", row.len()) };
+        json!({
+            "id": idx + 1, "image_id": id(image), "category_id": id(category), "bbox": [x, y, w, h], "area": area,
+            "iscrowd": id(is_crowd),
+        })
+    };
+    let detection = |row: Vec<f64>| {
+        let [image, category, score, x, y, w, h] = row[..] else { panic!("a row of {} numbers", row.len()) };
+        json!({ "image_id": id(image), "category_id": id(category), "bbox": [x, y, w, h], "score": score })
+    };
+    let annotations: Vec<Value> = rows("annotations").into_iter().enumerate().map(annotation).collect();
+    let detections: Vec<Value> = rows("detections").into_iter().map(detection).collect();
+    json!({
+        "dataset": { "images": fixture["images"], "annotations": annotations, "categories": fixture["categories"] },
+        "detections": detections,
+    })
+}
+
 fn ours(case: &Value) -> Value {
     let dataset = CocoDataset::parse(&case["dataset"].to_string()).expect("a data set");
     let mut evaluator = CocoEvaluator::new(&dataset);
@@ -130,22 +155,27 @@ fn metrics_agree_with_pycocotools() {
     let mut random = Random(0x9E37_79B9_7F4A_7C15);
     // Three data sets of each kind.
     let specs: Vec<Spec> = CASES.into_iter().flat_map(|spec| [spec; 3]).collect();
-    let cases: Vec<Value> = specs.iter().map(|spec| make(spec, &mut random)).collect();
-    let answers = run_script(&python, "coco.py", &[], &Value::from(cases.clone()).to_string());
+    let mut cases: Vec<(&str, Value)> = specs.iter().map(|spec| (spec.name, make(spec, &mut random))).collect();
+    cases.push(("real boxes", real_boxes()));
+    let input: Vec<&Value> = cases.iter().map(|(_, case)| case).collect();
+    let answers = run_script(&python, "coco.py", &[], &json!(input).to_string());
     let answers: Vec<Value> = serde_json::from_str(&answers).expect("a list of answers");
     assert_eq!(answers.len(), cases.len());
     let mut n_values = 0;
-    for ((spec, case), want) in specs.iter().zip(&cases).zip(&answers) {
+    for ((name, case), want) in cases.iter().zip(&answers) {
         let got = ours(case);
         for key in ["ap", "ap50", "ap75", "ap_small", "ap_medium", "ap_large"] {
-            n_values += compare(spec.name, key, &got[key], &want[key]);
+            n_values += compare(name, key, &got[key], &want[key]);
         }
         for (class, want) in want["per_class"].as_object().expect("a map") {
             for key in ["ap", "ap50"] {
-                n_values += compare(spec.name, &format!("{class} {key}"), &got["per_class"][class][key], &want[key]);
+                n_values += compare(name, &format!("{class} {key}"), &got["per_class"][class][key], &want[key]);
             }
         }
     }
     eprintln!("{n_values} metrics of {} data sets agree with pycocotools to 1e-6", cases.len());
     assert!(n_values > 200, "only {n_values} values to compare");
+    let real = answers.last().expect("the real boxes are last");
+    let is_telling = |key: &str| real[key].as_f64().is_some_and(|value| 0.05 < value && value < 0.95);
+    assert!(["ap", "ap50", "ap75", "ap_small", "ap_medium", "ap_large"].into_iter().all(is_telling), "{real}");
 }

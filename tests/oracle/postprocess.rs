@@ -2,7 +2,9 @@
 
 use crate::{Random, python, run_script};
 use fovea::executor::{Executor, LoadOptions};
+use fovea::images;
 use fovea::postprocess::Postprocessor;
+use fovea::preprocess::Preprocessor;
 use fovea::quant::QuantParams;
 use fovea::retinanet::{
     AnchorConfig, HeadData, HeadOutputs, InputSpec, LevelHeads, LevelSpec, Manifest, NetworkSpec, PostprocessSpec,
@@ -132,16 +134,24 @@ fn cases(random: &mut Random) -> Vec<Case> {
     cases
 }
 
-/// Heads of a shipped model on noise and blocks; the real distribution of values.
+/// Heads of a shipped model on a real picture where there is one, else on blocks of noise: the real distribution of values.
 fn shipped(random: &mut Random) -> Option<Case> {
     let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("models/default");
     let manifest = Manifest::parse(&std::fs::read_to_string(folder.join("manifest.toml")).ok()?).expect("a manifest");
     let bytes = std::fs::read(folder.join(&manifest.network.file)).expect("the network");
     let mut executor = Executor::load(&bytes, &manifest, &LoadOptions::default()).expect("it loads");
-    let blocks: Vec<u8> = (0..64 * 64 * 3).map(|_| random.byte()).collect();
     let (w, h) = (manifest.input.width, manifest.input.height);
-    let pixel = |i: usize| blocks[((i / 3 / w / 16) % 64 * 64 + (i / 3 % w / 16) % 64) * 3 + i % 3];
-    let pixels: Vec<u8> = (0..w * h * 3).map(pixel).collect();
+    let street = Path::new(env!("CARGO_MANIFEST_DIR")).join("docs/street.png");
+    let (name, pixels) = if street.exists() {
+        let picture = images::open(&street).expect("a picture");
+        let mut pixels = vec![0; w * h * 3];
+        Preprocessor::new((w, h)).run(&picture.as_picture(), &mut pixels);
+        ("shipped model, street", pixels)
+    } else {
+        let blocks: Vec<u8> = (0..64 * 64 * 3).map(|_| random.byte()).collect();
+        let pixel = |i: usize| blocks[((i / 3 / w / 16) % 64 * 64 + (i / 3 % w / 16) % 64) * 3 + i % 3];
+        ("shipped model, noise", (0..w * h * 3).map(pixel).collect())
+    };
     let heads = executor.run(&pixels).expect("it runs");
     let own = |data: HeadData<'_>| match data {
         HeadData::Quantized(values, params) => Values::Quantized(values.to_vec(), params),
@@ -150,7 +160,7 @@ fn shipped(random: &mut Random) -> Option<Case> {
     let heads = heads.levels.iter().map(|level| (own(level.cls_logits), own(level.bbox_deltas))).collect();
     // Low enough that there is much to suppress.
     let postprocess = PostprocessSpec { score_threshold: 0.005, ..manifest.postprocess.clone() };
-    Some(Case { name: "shipped model".into(), manifest: Manifest { postprocess, ..manifest }, heads })
+    Some(Case { name: name.into(), manifest: Manifest { postprocess, ..manifest }, heads })
 }
 
 fn describe(case: &Case, folder: &Path) -> Value {

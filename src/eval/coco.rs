@@ -4,7 +4,7 @@
 //! Format: <https://cocodataset.org/#format-data>. Category ids need not be contiguous.
 
 use serde::{Deserialize, Serialize};
-use std::collections::{HashMap, HashSet};
+use std::collections::HashSet;
 
 /// An `annotations.json`.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
@@ -123,15 +123,5 @@ impl CocoDataset {
             }
         }
         Ok(dataset)
-    }
-
-    /// Annotations by picture id.
-    #[must_use]
-    pub fn by_image(&self) -> HashMap<u64, Vec<&CocoAnnotation>> {
-        let mut by_image: HashMap<u64, Vec<&CocoAnnotation>> = HashMap::new();
-        for annotation in &self.annotations {
-            by_image.entry(annotation.image_id).or_default().push(annotation);
-        }
-        by_image
     }
 }

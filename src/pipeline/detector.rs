@@ -181,8 +181,10 @@ fn digest_head(data: crate::retinanet::HeadData<'_>, digest: &mut Sha256) {
     }
 }
 
-/// Boxes of the network input as boxes of the picture, clipped to it; what lies outside goes.
-fn to_frame(letterbox: &Letterbox, detections: &mut Vec<Detection>) {
+/// Turns boxes of the network input into boxes of the picture, clipped to it; detections that lie outside are removed.
+///
+/// The last step from heads to detections, for whoever composes the stages as [`Detector`] does.
+pub fn to_frame(letterbox: &Letterbox, detections: &mut Vec<Detection>) {
     #[expect(clippy::cast_precision_loss, reason = "sides are at most 16,384 pixels")]
     let (width, height) = (letterbox.src.0 as f32, letterbox.src.1 as f32);
     for detection in detections.iter_mut() {

@@ -53,12 +53,6 @@ impl PackedConv {
         }
         Self { weights: packed, bias: bias.to_vec(), groups, in_per_group, patch_len }
     }
-
-    /// Bytes of packed weights and biases.
-    #[must_use]
-    pub const fn n_bytes(&self) -> usize {
-        self.weights.len() * size_of::<i16>() + self.bias.len() * size_of::<i32>()
-    }
 }
 
 /// One row of a convolution: output row `y` into `out` (`[W_out, O]`).

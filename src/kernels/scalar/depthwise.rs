@@ -26,12 +26,6 @@ impl PackedDepthwise {
         let packed = (0..taps).flat_map(|tap| (0..channels).map(move |c| i16::from(weights[c * taps + tap]))).collect();
         Self { weights: packed, bias: bias.to_vec(), taps }
     }
-
-    /// Bytes of packed weights and biases.
-    #[must_use]
-    pub const fn n_bytes(&self) -> usize {
-        self.weights.len() * size_of::<i16>() + self.bias.len() * size_of::<i32>()
-    }
 }
 
 /// One row of a depthwise convolution: output row `y` into `out` (`[W_out, C]`).

@@ -8,6 +8,7 @@ use fovea::detection::Detection;
 use fovea::eval::{CocoEvaluator, CocoImage, EvalReport};
 use fovea::frame::Letterbox;
 use fovea::images;
+use fovea::pipeline::detector::to_frame;
 use fovea::postprocess::Postprocessor;
 use fovea::preprocess::Preprocessor;
 use fovea::retinanet::{HeadData, HeadOutputs, LevelHeads};
@@ -99,11 +100,7 @@ fn detect(
                 .collect();
             let mut found = Vec::new();
             post.run(&HeadOutputs { levels: heads }, &mut found);
-            for detection in &mut found {
-                let (w, h) = letterbox.src;
-                detection.bbox = letterbox.frame_from_net(&detection.bbox).clip(w as f32, h as f32);
-            }
-            found.retain(|detection| detection.bbox.area() > 0.0);
+            to_frame(letterbox, &mut found);
             found
         },
     );

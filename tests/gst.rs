@@ -7,6 +7,7 @@ use fovea::frame::{ColorInfo, ColorMatrix, ColorRange, Frame, FrameId, PictureRe
 use fovea::gst::{open_sink, open_source};
 use fovea::pipeline::clock::Stopwatch;
 use fovea::pipeline::ports::{DropCause, FrameSink, Inlet, SinkError, SourceError, StreamInfo};
+use fovea::pipeline::secret::SecretUrl;
 use fovea::pipeline::spec::{FrameRate, SinkSpec, SourceKind, SourceSpec};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Condvar, Mutex};
@@ -465,6 +466,9 @@ fn a_change_of_size_goes_with_the_frames() {
         assert_eq!((record.captured, record.frames.len()), (13, 13));
         let sizes: Vec<_> = record.frames.iter().map(|frame| frame.size).collect();
         assert_eq!(sizes, [vec![(64, 48); 6], vec![(322, 240); 7]].concat());
+        // The second part starts where the first one ends.
+        let times: Vec<_> = record.frames.iter().map(|frame| frame.stamps.pts.unwrap().as_millis()).collect();
+        assert_eq!(times, (0..13).map(|idx| 40 * idx).collect::<Vec<u128>>());
 
         // Into a file: the second size is scaled into the first.
         let folder = tempfile::tempdir().unwrap();
@@ -539,7 +543,7 @@ fn pictures_of_a_folder() {
 }
 
 #[test]
-fn a_file_cut_short_gives_what_it_holds() {
+fn a_file_cut_short_gives_what_it_holds_and_says_so() {
     within_limit(|| {
         let folder = tempfile::tempdir().unwrap();
         let whole = folder.path().join("whole.mkv");
@@ -563,17 +567,33 @@ fn a_file_cut_short_gives_what_it_holds() {
         let (_, record, end) = read(&file(&cut));
         assert!((20..60).contains(&record.frames.len()), "{} frames", record.frames.len());
         assert!(record.is_balanced(), "{record:?}");
-        assert!(matches!(end, Ok(()) | Err(SourceError::Stream(_))), "{end:?}");
+        assert!(matches!(&end, Err(SourceError::Stream(text)) if text.contains("cut.mkv: the video is cut off")), "{end:?}");
+
+        // The demuxer believes the shorter length.
+        let (whole, cut) = (folder.path().join("whole.avi"), folder.path().join("cut.avi"));
+        let size = "video/x-raw,format=I420,width=64,height=48,framerate=25/1";
+        let text = format!(
+            "videotestsrc num-buffers=60 ! {size} ! tee name=t t. ! queue ! jpegenc ! avimux ! filesink async=false location={} t. ! queue",
+            whole.display()
+        );
+        assert_eq!(read(&SourceSpec::new(SourceKind::Launch(text))).2, Ok(()));
+        let (_, record, end) = read(&file(&whole));
+        assert_eq!((record.frames.len(), end), (60, Ok(())));
+        let bytes = std::fs::read(&whole).unwrap();
+        std::fs::write(&cut, &bytes[..bytes.len() / 2]).unwrap();
+        let (_, record, end) = read(&file(&cut));
+        assert!((20..40).contains(&record.frames.len()) && record.is_balanced(), "{record:?}");
+        assert!(matches!(&end, Err(SourceError::Stream(text)) if text.contains("cut.avi: the video is cut off")), "{end:?}");
 
         // An MP4 whose index is gone says so.
         let (mp4, cut) = (folder.path().join("whole.mp4"), folder.path().join("cut.mp4"));
         write(&mp4, &mut painting, 30);
         let bytes = std::fs::read(&mp4).unwrap();
         std::fs::write(&cut, &bytes[..bytes.len() / 2]).unwrap();
-        match open_source(&file(&cut)).unwrap().start(Recorder::new()) {
-            Ok(_) => {}
-            Err(error) => assert!(error.to_string().contains("cut.mp4") && error.to_string().len() > 60, "{error}"),
-        }
+        let recorder = Recorder::new();
+        let mut source = open_source(&file(&cut)).unwrap();
+        let error = source.start(recorder.clone()).and_then(|_| recorder.end()).unwrap_err();
+        assert!(error.to_string().contains("cut.mp4") && error.to_string().len() > 60, "{error}");
     });
 }
 
@@ -617,7 +637,7 @@ fn sources_that_cannot_be_say_why() {
         std::fs::write(path("empty.mp4"), "").unwrap();
         std::fs::write(path("sound.wav"), silence()).unwrap();
         let at = |name: &str| path(name).display().to_string();
-        let cases: [(String, &str); 9] = [
+        let cases: [(String, &str); 10] = [
             (at("missing.mp4"), "No such file"),
             (at("text.mp4"), "not a video"),
             (at("zeros.mp4"), "not a video"),
@@ -625,6 +645,7 @@ fn sources_that_cannot_be_say_why() {
             (at("sound.wav"), "video"),
             ("v4l2:///dev/video77".into(), "/dev/video77"),
             ("test://?pattern=nosuch&frames=1".into(), "smpte"),
+            ("test://?frames=0".into(), "no frames"),
             ("launch:no-such-element ! videoconvert".into(), "no-such-element"),
             ("launch:videotestsrc !".into(), "pipeline text"),
         ];
@@ -668,6 +689,44 @@ fn a_server_that_never_answers_is_given_up() {
         spec.timeout = Duration::from_secs(1);
         let error = start_error(&spec).to_string();
         assert!(error.contains("127.0.0.1") && !error.contains("canary"), "{error}");
+    });
+}
+
+/// A driver that hangs: nobody writes to the pipe, and opening it waits for ever.
+#[test]
+fn a_source_that_hangs_is_left_behind() {
+    within_limit(|| {
+        let folder = tempfile::tempdir().unwrap();
+        let pipe = folder.path().join("pipe");
+        assert!(std::process::Command::new("mkfifo").arg(&pipe).status().unwrap().success());
+        let mut spec = SourceSpec::new(SourceKind::Launch(format!("filesrc location={} ! decodebin", pipe.display())));
+        spec.timeout = Duration::from_millis(300);
+        let mut watch = Stopwatch::start();
+        let error = start_error(&spec).to_string();
+        let took = watch.lap();
+        assert!(error.contains("no frame within") && took < Duration::from_secs(60), "{error} after {took:?}");
+    });
+}
+
+#[test]
+fn a_source_without_frames_is_an_error() {
+    within_limit(|| {
+        let text = "videotestsrc num-buffers=4 ! video/x-raw,width=64,height=48 ! identity drop-probability=1";
+        let spec = SourceSpec::new(SourceKind::Launch(text.into()));
+        let recorder = Recorder::new();
+        let mut source = open_source(&spec).unwrap();
+        let error = source.start(recorder.clone()).and_then(|_| recorder.end()).unwrap_err();
+        assert!(matches!(&error, SourceError::Stream(text) if text.contains("frame")), "{error:?}");
+    });
+}
+
+#[test]
+fn credentials_that_cannot_be_handed_over_are_refused() {
+    within_limit(|| {
+        let error = start_error(&SourceSpec::new(SourceKind::Url(SecretUrl::new("udp://watcher:canary@127.0.0.1:5999".into()))));
+        let text = error.to_string();
+        assert!(matches!(error, SourceError::Request(_)) && text.contains("leave them out"), "{text}");
+        assert!(!text.contains("canary") && !text.contains("watcher"), "{text}");
     });
 }
 
@@ -727,6 +786,12 @@ fn nothing_is_left_of_a_video_without_frames() {
         sink.start(&Painting::new(PixelFormat::Nv12, (64, 48), SD).info()).unwrap();
         sink.finish().unwrap();
         assert!(!path.exists());
+
+        // A video that was there before stays as it is.
+        std::fs::write(&path, "precious").unwrap();
+        sink.start(&Painting::new(PixelFormat::Nv12, (64, 48), SD).info()).unwrap();
+        sink.finish().unwrap();
+        assert_eq!(std::fs::read(&path).unwrap(), b"precious");
     });
 }
 

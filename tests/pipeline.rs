@@ -686,6 +686,31 @@ fn a_run_from_the_test_source_to_a_video_and_back() {
 }
 
 #[test]
+fn a_truncated_video_is_used_and_reported_as_an_error() {
+    let Some(model) = model() else { return };
+    for name in ["a.mkv", "a.mp4"] {
+        let folder = tempfile::tempdir().unwrap();
+        let video = folder.path().join(name);
+        let video = video.to_str().unwrap();
+        // An MP4 file as cameras and editors write it has its index in front.
+        let muxer = if name == "a.mp4" { "mp4mux faststart=true" } else { "matroskamux" };
+        let source = format!(
+            "launch:videotestsrc num-buffers=12 pattern=snow ! video/x-raw,format=I420,width=320,height=240,framerate=25/1 ! tee \
+             name=t t. ! queue ! x264enc tune=zerolatency ! {muxer} ! filesink async=false location={video} t. ! queue"
+        );
+        assert_eq!(stream(folder.path(), &model, &["--source", &source], false).0, 0);
+        let bytes = std::fs::read(video).unwrap();
+        std::fs::write(video, &bytes[..bytes.len() * 7 / 10]).unwrap();
+        let (code, report, lines) = stream(folder.path(), &model, &["--source", video], false);
+        let frames = &report["streams"][0]["frames"];
+        assert_eq!((code, &report["ended"]), (1, &"error".into()), "{name}: {report}");
+        assert_eq!((&frames["captured"], &frames["inferred"]), (&lines.into(), &lines.into()), "{name}: {report}");
+        assert!(report["error"].as_str().unwrap().contains("cut off"), "{name}: {report}");
+        assert!((1..12).contains(&lines), "{name}: {report}");
+    }
+}
+
+#[test]
 fn an_interrupt_finalises_everything() {
     let Some(model) = model() else { return };
     for (pace, container) in [("max", "mp4"), ("live", "mkv")] {

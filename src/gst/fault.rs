@@ -139,7 +139,7 @@ pub(super) fn source_error(spec: &SourceSpec, scrubber: &Scrubber, report: &Repo
     let error = &report.error;
     // rtspsrc reports a refusal of its credentials as a general failure to open.
     let is_unauthorized =
-        error.matches(gst::ResourceError::NotAuthorized) || said.contains("Unauthorized") || said.contains("401");
+        error.matches(gst::ResourceError::NotAuthorized) || said.contains("Unauthorized") || said.contains("(401)");
     match &spec.kind {
         SourceKind::Url(_) if is_unauthorized => request(format!(
             "the server refuses the user or password ({said}); write them as rtsp://USER:PASSWORD@HOST/…, with special \
@@ -261,15 +261,23 @@ mod tests {
         let unauthorized = glib::Error::new(gst::ResourceError::NotAuthorized, "Unauthorized");
         let text_file = glib::Error::new(gst::StreamError::WrongType, "This appears to be a text file");
         let busy = glib::Error::new(gst::ResourceError::Busy, "Device is busy");
+        let door = SourceKind::Url(SecretUrl::new("http://cam:8080/door401".into()));
+        let unavailable =
+            glib::Error::new(gst::ResourceError::OpenRead, "Service Unavailable (503), URL: http://cam:8080/door401");
+        let forbidden = glib::Error::new(gst::ResourceError::Failed, "Could not open: Authentication required (401)");
         for (kind, error, is_request, words) in [
             (&url, refused, false, ["rtsp://***@cam", "firewall"]),
             (&url, unauthorized, true, ["password", "%40"]),
+            (&door, forbidden, true, ["password", "%40"]),
+            (&door, unavailable, false, ["503", "connection failed"]),
             (&file, text_file, true, ["/x/street.avi", "not a video"]),
             (&camera, busy, false, ["/dev/video7", "fuser"]),
         ] {
             let spec = SourceSpec::new(kind.clone());
             let debug = match kind {
-                SourceKind::Url(_) => "gstrtspsrc.c(7): open (): /GstPipeline:p:\nConnection refused to me:canary@cam.",
+                SourceKind::Url(url) if url.credentials().is_some() => {
+                    "gstrtspsrc.c(7): open (): /GstPipeline:p:\nConnection refused to me:canary@cam."
+                }
                 _ => "gstrtspsrc.c(7): open (): /GstPipeline:p:\nfailed",
             };
             let report = report(error, debug);

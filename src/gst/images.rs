@@ -4,6 +4,7 @@ use crate::frame::{Frame, FrameId, OwnedPlanes, PixelFormat, Stamps};
 use crate::images;
 use crate::pipeline::ports::{DropCause, FrameSource, Inlet, SourceError, StreamInfo};
 use crate::pipeline::spec::FrameRate;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{SyncSender, sync_channel};
@@ -163,7 +164,10 @@ impl Job {
             }
             self.inlet.captured();
             let captured_at = self.inlet.now();
-            let frame = images::open(path).map_err(|error| error.to_string()).and_then(|picture| {
+            // A reader that panics must not leave the stream without an end.
+            let picture = catch_unwind(AssertUnwindSafe(|| images::open(path).map_err(|error| error.to_string())));
+            let picture = picture.unwrap_or_else(|_| Err("its reader panicked".to_owned()));
+            let frame = picture.and_then(|picture| {
                 let duration = ImageFolder::time_of(self.frame_rate, idx + 1) - pts;
                 let id = FrameId(u64::try_from(idx).unwrap_or(u64::MAX));
                 let stamps = Stamps { id, pts: Some(pts), duration: Some(duration), captured_at };

@@ -18,6 +18,9 @@ use std::time::Duration;
 /// Frames that may lie between the tap and the appsink before the book is enlarged.
 const USUAL_PENDING: usize = 16;
 
+/// How often a source that connects looks whether it is still wanted.
+const STOP_TICK: Duration = Duration::from_millis(50);
+
 /// What is said of memory that cannot be mapped.
 pub(super) const MEMORY_REMEDY: &str = "bring the frames into system memory: end the pipeline text with `nvvidconv ! video/x-raw,format=NV12` on a Jetson, with \
      `vapostproc ! video/x-raw,format=NV12` on a PC";
@@ -129,10 +132,12 @@ impl Intake {
         let pending = flow.take(buffer.pts(), &*self.inlet);
         let segment = sample.segment().and_then(|segment| segment.downcast_ref::<gst::ClockTime>());
         let stream_time = buffer.pts().map(|pts| segment.and_then(|segment| segment.to_stream_time(pts)).unwrap_or(pts));
+        // Unlike the time in the stream, it goes on where one part follows another.
+        let running_time = buffer.pts().and_then(|pts| segment.and_then(|segment| segment.to_running_time(pts))).or(stream_time);
         flow.stream_end = stream_time.map(|pts| pts + buffer.duration().unwrap_or_default()).or(flow.stream_end);
         let stamps = Stamps {
             id: pending.map_or(FrameId(flow.next_id), |pending| pending.id),
-            pts: stream_time.map(Duration::from),
+            pts: running_time.map(Duration::from),
             duration: buffer.duration().map(Duration::from),
             captured_at: pending.filter(|_| !self.is_paced).map_or_else(|| self.inlet.now(), |pending| pending.captured_at),
         };
@@ -164,17 +169,23 @@ impl Intake {
         self.inlet.finish(end);
     }
 
-    /// The stream cannot start: ends the wait of `start`.
+    /// The stream cannot start: ends the wait of `start`. The first failure counts.
     pub(super) fn fail(&self, error: SourceError) {
-        lock(&self.news).failure = Some(error);
+        lock(&self.news).failure.get_or_insert(error);
         self.has_news.notify_all();
     }
 
-    /// Waits for the first caps; `None` after `limit`.
+    /// Waits for the first caps; `None` after `limit`, or once the inlet wants no frames any more.
     pub(super) fn wait_for_layout(&self, limit: Duration) -> Option<Result<Layout, SourceError>> {
         let undecided = |news: &mut News| news.layout.is_none() && news.failure.is_none();
-        let (news, _) =
-            self.has_news.wait_timeout_while(lock(&self.news), limit, undecided).unwrap_or_else(PoisonError::into_inner);
+        let mut news = lock(&self.news);
+        let mut left = limit;
+        while undecided(&mut news) && !left.is_zero() && !self.inlet.is_stopped() {
+            let slice = left.min(STOP_TICK);
+            let waited = self.has_news.wait_timeout_while(news, slice, undecided);
+            news = waited.unwrap_or_else(PoisonError::into_inner).0;
+            left -= slice;
+        }
         match (&news.layout, &news.failure) {
             (Some(layout), _) => Some(Ok(layout.clone())),
             (None, Some(failure)) => Some(Err(failure.clone())),

@@ -13,6 +13,7 @@ mod images;
 mod intake;
 mod sink;
 mod source;
+mod whole;
 
 use crate::pipeline::ports::{FrameSink, FrameSource, SinkError, SourceError};
 use crate::pipeline::spec::{SinkSpec, SourceKind, SourceSpec};

@@ -62,6 +62,9 @@ struct Open {
     pool: Option<Pool>,
     timing: Timing,
     n_pushed: u64,
+    is_playing: bool,
+    /// The file was not there before.
+    is_new: bool,
 }
 
 impl PipelineSink {
@@ -120,9 +123,6 @@ impl PipelineSink {
 impl FrameSink for PipelineSink {
     fn start(&mut self, info: &StreamInfo) -> Result<(), SinkError> {
         self.finish()?;
-        if let Target::File { path, .. } = &self.target {
-            create(path)?;
-        }
         let pipeline = gst::Pipeline::new();
         let source = gst_app::AppSrc::builder().format(gst::Format::Time).stream_type(gst_app::AppStreamType::Stream).build();
         let chain = self.chain(info).map_err(|text| self.request(text))?;
@@ -136,11 +136,21 @@ impl FrameSink for PipelineSink {
             Duration::from_nanos(u64::from(denominator) * 1_000_000_000 / u64::from(numerator.max(1)))
         });
         let timing = Timing { step, ..Timing::default() };
-        let open = Open { pipeline, source, status, frame_rate: info.frame_rate, pool: None, timing, n_pushed: 0 };
-        if open.pipeline.set_state(gst::State::Playing).is_err() {
-            let error = open.status.error().unwrap_or_else(|| self.request("GStreamer refuses to start it and does not say why"));
-            shut_down(&open.pipeline, STOP_LIMIT);
-            return Err(error);
+        let mut open = Open {
+            pipeline,
+            source,
+            status,
+            frame_rate: info.frame_rate,
+            pool: None,
+            timing,
+            n_pushed: 0,
+            is_playing: false,
+            is_new: false,
+        };
+        match &self.target {
+            // A video that is there stays until a frame takes its place.
+            Target::File { path, .. } => open.is_new = probe(path)?,
+            Target::Display => open.play(&self.name)?,
         }
         self.open = Some(open);
         Ok(())
@@ -157,6 +167,7 @@ impl FrameSink for PipelineSink {
         let end = open.end(&self.name);
         let is_stopped = shut_down(&open.pipeline, STOP_LIMIT);
         if open.n_pushed == 0
+            && open.is_new
             && let Target::File { path, .. } = &self.target
         {
             // A file without a frame is none; it was made by `start`, so it may go.
@@ -182,6 +193,18 @@ impl Drop for PipelineSink {
 }
 
 impl Open {
+    /// Starts the elements; a file is emptied by it.
+    fn play(&mut self, name: &str) -> Result<(), SinkError> {
+        if self.pipeline.set_state(gst::State::Playing).is_err() {
+            let silent = || SinkError::Request(format!("{name}: GStreamer refuses to start it and does not say why"));
+            let error = self.status.error().unwrap_or_else(silent);
+            shut_down(&self.pipeline, STOP_LIMIT);
+            return Err(error);
+        }
+        self.is_playing = true;
+        Ok(())
+    }
+
     fn push(
         &mut self,
         picture: &PictureRef<'_>,
@@ -190,6 +213,9 @@ impl Open {
         pads_to_even: bool,
         name: &str,
     ) -> Result<(), SinkError> {
+        if !self.is_playing {
+            self.play(name)?;
+        }
         self.status.wait_for_room(name)?;
         let failed = |what: &str| SinkError::Write(format!("{name}: {what}"));
         if self.pool.as_ref().is_none_or(|pool| !pool.fits(picture)) {
@@ -541,9 +567,10 @@ fn screen() -> Result<gst::Element, String> {
         .into())
 }
 
-/// Makes an empty file, so that a folder that cannot be written and a full disk show before the first frame.
-fn create(path: &Path) -> Result<(), SinkError> {
-    let Err(error) = std::fs::File::create(path) else { return Ok(()) };
+/// Opens a file for writing, so that a folder that cannot be written shows before the first frame. Returns whether it is new.
+fn probe(path: &Path) -> Result<bool, SinkError> {
+    let is_new = std::fs::File::create_new(path).is_ok();
+    let Err(error) = std::fs::OpenOptions::new().write(true).create(true).truncate(false).open(path) else { return Ok(is_new) };
     let path = path.display();
     Err(match error.kind() {
         ErrorKind::StorageFull => SinkError::Write(format!("{path}: the disk is full ({error}); make room or write elsewhere")),

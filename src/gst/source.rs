@@ -8,7 +8,7 @@ use super::caps::{self, Layout};
 use super::elements;
 use super::fault::{Report, Scrubber, said, source_error};
 use super::intake::{Intake, MEMORY_REMEDY};
-use super::shut_down;
+use super::{shut_down, whole};
 use crate::pipeline::ports::{FrameSource, Inlet, SourceError, StreamInfo};
 use crate::pipeline::spec::{CameraMode, RtspTransport, SourceKind, SourceSpec};
 use gstreamer as gst;
@@ -58,6 +58,9 @@ impl PipelineSource {
         match &spec.kind {
             SourceKind::File(path) => check_file(path)?,
             SourceKind::V4l2 { device, .. } => check_device(device)?,
+            SourceKind::Test { n_frames: Some(0), .. } => {
+                return Err(SourceError::Request(format!("{spec}: no frames were asked for; the smallest number is frames=1")));
+            }
             _ => {}
         }
         Ok(Self { spec: spec.clone(), running: None })
@@ -100,6 +103,7 @@ impl FrameSource for PipelineSource {
             intake: Arc::clone(&intake),
             missing: Vec::new(),
             is_closed_by_server: false,
+            stated: None,
         };
         let watcher = std::thread::Builder::new().name("source-bus".into()).spawn(move || watch.run());
         let watcher = watcher.map_err(|error| SourceError::Stream(format!("{}: no thread ({error})", self.spec)))?;
@@ -125,12 +129,13 @@ impl FrameSource for PipelineSource {
     fn stop(&mut self) {
         let Some(running) = self.running.take() else { return };
         running.intake.close();
-        if shut_down(&running.pipeline, STOP_LIMIT) {
-            running.intake.settle();
-        } else {
+        let is_down = shut_down(&running.pipeline, STOP_LIMIT);
+        if !is_down {
             tracing::warn!(source = %self.spec, "the source did not stop in time and is left behind");
         }
-        if running.watcher.join().is_err() {
+        running.intake.settle();
+        // Where a driver hangs, the watcher may hang in it too.
+        if (is_down || running.watcher.is_finished()) && running.watcher.join().is_err() {
             tracing::error!(source = %self.spec, "the thread that watches the source panicked");
         }
     }
@@ -159,7 +164,11 @@ const fn timeout_remedy(kind: &SourceKind) -> &'static str {
 
 fn check_file(path: &Path) -> Result<(), SourceError> {
     let shown = path.display();
-    let metadata = std::fs::File::open(path).and_then(|file| file.metadata());
+    // Opening a named pipe would wait for whoever writes to it.
+    let metadata = std::fs::metadata(path).and_then(|metadata| {
+        let is_readable = if metadata.is_file() { std::fs::File::open(path).map(drop) } else { Ok(()) };
+        is_readable.map(|()| metadata)
+    });
     match metadata {
         Err(error) => Err(SourceError::Request(format!("{shown}: cannot be opened ({error}); check path and permissions"))),
         Ok(metadata) if metadata.is_file() && metadata.len() == 0 => {
@@ -199,12 +208,12 @@ fn build(spec: &SourceSpec, scrubber: &Scrubber, intake: &Arc<Intake>) -> Result
         SourceKind::File(path) => {
             let absolute = std::path::absolute(path).map_err(|error| request(error.to_string()))?;
             let uri = glib::filename_to_uri(&absolute, None).map_err(|error| request(error.to_string()))?;
-            let decoder = uri_decoder(&uri, spec).map_err(request)?;
+            let decoder = uri_decoder(&uri, spec, intake).map_err(request)?;
             assemble(&pipeline, &[&decoder], &tail).map_err(request)?;
             link_when_decoded(&decoder, &convert, intake);
         }
         SourceKind::Url(url) => {
-            let decoder = uri_decoder(&url.without_credentials(), spec).map_err(request)?;
+            let decoder = uri_decoder(&url.without_credentials(), spec, intake).map_err(request)?;
             assemble(&pipeline, &[&decoder], &tail).map_err(request)?;
             link_when_decoded(&decoder, &convert, intake);
         }
@@ -306,15 +315,17 @@ fn answer_allocation(_: &gst::Pad, info: &mut gst::PadProbeInfo<'_>) -> gst::Pad
 }
 
 /// Decodes whatever a URI names; only video is decoded.
-fn uri_decoder(uri: &str, spec: &SourceSpec) -> Result<gst::Element, String> {
+fn uri_decoder(uri: &str, spec: &SourceSpec, intake: &Arc<Intake>) -> Result<gst::Element, String> {
     let decoder = elements::make("uridecodebin")?;
     decoder.set_property("uri", uri);
     decoder.set_property("caps", gst::Caps::builder("video/x-raw").any_features().build());
     decoder.set_property("expose-all-streams", false);
-    let spec = spec.clone();
+    let (spec, intake) = (spec.clone(), Arc::clone(intake));
     decoder.connect("source-setup", false, move |values| {
-        if let Some(source) = values.get(1).and_then(|value| value.get::<gst::Element>().ok()) {
-            set_up_source(&source, &spec);
+        if let Some(source) = values.get(1).and_then(|value| value.get::<gst::Element>().ok())
+            && let Err(error) = set_up_source(&source, &spec)
+        {
+            intake.fail(error);
         }
         None
     });
@@ -322,15 +333,19 @@ fn uri_decoder(uri: &str, spec: &SourceSpec) -> Result<gst::Element, String> {
 }
 
 /// Credentials, latency and limits of a network source; its properties differ by protocol.
-fn set_up_source(source: &gst::Element, spec: &SourceSpec) {
-    let has = |name: &str| source.find_property(name).is_some();
+fn set_up_source(source: &gst::Element, spec: &SourceSpec) -> Result<(), SourceError> {
+    let has = |(user, password): &(&str, &str)| [user, password].iter().all(|name| source.find_property(name).is_some());
     if let SourceKind::Url(url) = &spec.kind
         && let Some((user, password)) = url.plain_credentials()
-        && has("user-id")
-        && has("user-pw")
     {
-        source.set_property("user-id", user);
-        source.set_property("user-pw", password);
+        let Some(names) = [("user-id", "user-pw"), ("username", "password")].into_iter().find(has) else {
+            return Err(SourceError::Request(format!(
+                "{spec}: this kind of stream takes no user and password from its URL; leave them out, or write the whole \
+                 pipeline as launch:…"
+            )));
+        };
+        source.set_property(names.0, user);
+        source.set_property(names.1, password);
     }
     let is_rtsp = source.factory().is_some_and(|factory| factory.name() == "rtspsrc");
     if is_rtsp {
@@ -342,6 +357,7 @@ fn set_up_source(source: &gst::Element, spec: &SourceSpec) {
         };
         source.set_property_from_str("protocols", transport);
     }
+    Ok(())
 }
 
 fn capsfilter(caps: &gst::Caps) -> Result<gst::Element, String> {
@@ -542,6 +558,8 @@ struct Watch {
     intake: Arc<Intake>,
     missing: Vec<(String, String)>,
     is_closed_by_server: bool,
+    /// How long a file says it is, asked once its first frame is on its way.
+    stated: Option<gst::ClockTime>,
 }
 
 impl Watch {
@@ -570,6 +588,9 @@ impl Watch {
                         let _ = self.pipeline.recalculate_latency();
                     }
                     _ => {}
+                }
+                if self.stated.is_none() && matches!(self.spec.kind, SourceKind::File(_)) && self.intake.has_layout() {
+                    self.stated = self.pipeline.query_duration();
                 }
                 continue;
             }
@@ -615,21 +636,35 @@ impl Watch {
                 || SourceError::Stream(format!("{}: it ended before its first frame; check that it is whole", self.spec));
             return self.intake.fail(failure.unwrap_or_else(nothing));
         }
-        if failure.is_none() {
-            self.warn_if_cut_off();
-        }
+        let empty = || SourceError::Stream(format!("{}: it ended without a single frame; check that it is whole", self.spec));
+        let is_empty = self.intake.progress().0 == 0;
+        let failure = failure.or_else(|| if is_empty { Some(empty()) } else { self.cut_off() });
         // What broke off after its first frame is a stream that broke, whatever GStreamer calls it.
         self.intake.finish(failure.map_or(Ok(()), |error| Err(SourceError::Stream(error.to_string()))));
     }
 
-    /// Some demuxers report the end of a truncated file as an ordinary one.
-    fn warn_if_cut_off(&self) {
-        let stated = self.pipeline.query_duration::<gst::ClockTime>().filter(|_| matches!(self.spec.kind, SourceKind::File(_)));
-        if let (Some(stated), Some(end)) = (stated, self.intake.stream_end())
-            && end.nseconds() < stated.nseconds() / 10 * 9
-        {
-            tracing::warn!(source = %self.spec, %end, %stated, "the video ended early: the file may be truncated");
+    /// What a truncated file is told by. Most demuxers report its end as an ordinary one.
+    fn cut_off(&self) -> Option<SourceError> {
+        let SourceKind::File(path) = &self.spec.kind else { return None };
+        let end = self.intake.stream_end().unwrap_or_default();
+        let error = |after: String| {
+            let remedy = "the frames up to there were used; copy or record it again";
+            SourceError::Stream(format!("{}: the video is cut off after {after}; {remedy}", self.spec))
+        };
+        let length = whole::length(path);
+        if let Some(whole::Length { found, stated }) = length.filter(|length| length.found < length.stated) {
+            let seconds = Duration::from(end).as_secs_f64();
+            return Some(error(format!("{seconds:.1} s (the file has {found} of {stated} bytes)")));
         }
+        let stated = self.pipeline.query_duration::<gst::ClockTime>().max(self.stated)?;
+        let is_short = end.nseconds() < stated.nseconds() / 10 * 9 && stated - end > gst::ClockTime::SECOND;
+        if is_short && length.is_some() {
+            // The file is whole: it may hold sound that is longer than the picture.
+            tracing::warn!(source = %self.spec, %end, %stated, "the picture ends before the file does");
+            return None;
+        }
+        let (seconds, stated) = (Duration::from(end).as_secs_f64(), Duration::from(stated).as_secs_f64());
+        is_short.then(|| error(format!("{seconds:.1} of {stated:.1} s")))
     }
 
     fn diagnose(&self, error: &gst::message::Error) -> SourceError {

@@ -129,6 +129,11 @@ pub trait Inlet: Send + Sync {
     /// Time since the pipeline's clock started, for [`Stamps::captured_at`].
     fn now(&self) -> Duration;
 
+    /// Whether the pipeline was asked to stop: a source that still connects gives up.
+    fn is_stopped(&self) -> bool {
+        false
+    }
+
     /// The stream is over: at its end, or with an error. Called once; nothing follows.
     fn finish(&self, end: Result<(), SourceError>);
 }

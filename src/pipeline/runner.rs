@@ -269,6 +269,7 @@ struct Waiting {
 struct StreamInlet {
     shared: Arc<Shared>,
     sender: Sender<Waiting>,
+    stop: StopSignal,
 }
 
 impl Inlet for StreamInlet {
@@ -299,6 +300,10 @@ impl Inlet for StreamInlet {
 
     fn now(&self) -> Duration {
         self.shared.clock.now()
+    }
+
+    fn is_stopped(&self) -> bool {
+        self.stop.is_stopped()
     }
 
     fn finish(&self, end: Result<(), SourceError>) {
@@ -338,15 +343,18 @@ pub fn run(stream: Stream, options: &RunOptions, stop: &StopSignal, progress: &m
         ended: None,
     };
 
-    let started = source.start(Arc::new(StreamInlet { shared: Arc::clone(&shared), sender: sender.clone() }));
+    let inlet = StreamInlet { shared: Arc::clone(&shared), sender: sender.clone(), stop: stop.clone() };
+    let started = source.start(Arc::new(inlet));
     let started_at = shared.clock.now();
     let mut error: Option<RunError> = None;
-    let mut ended = None;
+    // A source that gave up because it was told to is no error.
+    let is_given_up = started.is_err() && stop.is_stopped();
+    let mut ended = is_given_up.then_some(Ended::Stopped);
     let started = started.map_err(RunError::from).and_then(|info| worker.start(&info).map(|()| info));
     let info = match started {
         Ok(info) => Some(info),
         Err(start_error) => {
-            error = Some(start_error);
+            error = (!is_given_up).then_some(start_error);
             None
         }
     };

@@ -47,7 +47,8 @@ fn program() -> Command {
     Command::new(env!("CARGO_BIN_EXE_fovea-train"))
 }
 
-fn fit(data: &Path, out: &Path, extra: &[&str]) -> Output {
+/// `fit` of a network small enough for a test.
+fn small_fit(data: &Path, out: &Path) -> Command {
     let mut command = program();
     command.args([
         "fit",
@@ -62,8 +63,12 @@ fn fit(data: &Path, out: &Path, extra: &[&str]) -> Output {
         "--height",
         "64",
     ]);
-    command.args(["--batch", "4", "--threads", "1", "--device", "cpu", "--checkpoint-every", "5", "--lr", "0.004"]);
-    command.arg("--data").arg(data).arg("--out").arg(out).args(extra).output().unwrap()
+    command.args(["--batch", "4", "--threads", "1", "--device", "cpu"]).arg("--data").arg(data).arg("--out").arg(out);
+    command
+}
+
+fn fit(data: &Path, out: &Path, extra: &[&str]) -> Output {
+    small_fit(data, out).args(["--checkpoint-every", "5", "--lr", "0.004"]).args(extra).output().unwrap()
 }
 
 fn stderr(output: &Output) -> String {
@@ -212,22 +217,7 @@ fn an_interrupt_writes_a_checkpoint() {
     let dir = tempfile::tempdir().unwrap();
     let data = data_set(&dir.path().join("data"));
     let run = dir.path().join("run");
-    let mut command = program();
-    command.args([
-        "fit",
-        "--backbone",
-        "edgelite",
-        "--width-channels",
-        "16",
-        "--head-depth",
-        "1",
-        "--width",
-        "96",
-        "--height",
-        "64",
-    ]);
-    command.args(["--batch", "4", "--threads", "1", "--device", "cpu", "--iterations", "1000000", "--data"]);
-    let child = command.arg(&data).arg("--out").arg(&run).stderr(Stdio::piped()).spawn().unwrap();
+    let child = small_fit(&data, &run).args(["--iterations", "1000000"]).stderr(Stdio::piped()).spawn().unwrap();
     let curve = run.join("curve.csv");
     let is_under_way = || std::fs::read_to_string(&curve).is_ok_and(|text| text.lines().count() > 2);
     for _ in 0..600 {

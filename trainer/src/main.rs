@@ -10,6 +10,7 @@
     clippy::cast_sign_loss,
     reason = "sizes of tensors and pictures go between usize, i64 and floats everywhere; all are far below 2^31"
 )]
+#![cfg_attr(not(feature = "train"), allow(dead_code, reason = "what only training uses is tested without libtorch too"))]
 #![allow(clippy::print_stdout, reason = "a command line program: results go to stdout")]
 
 mod augment;

@@ -237,7 +237,7 @@ mod tests {
         for (text, want) in [
             ("open rtsp://me:canary@host:554/1 failed", "open rtsp://***@host:554/1 failed"),
             ("a http://canary@h b https://x:canary@y", "a http://***@h b https://***@y"),
-            ("nothing at file:///tmp/a@b.mp4", "nothing at file:///tmp/a@b.mp4"),
+            ("nothing at file:///video/a@b.mp4", "nothing at file:///video/a@b.mp4"),
             ("", ""),
         ] {
             assert_eq!(without_user_info(text), want);

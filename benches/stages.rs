@@ -4,11 +4,10 @@
 
 use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
 use fovea::frame::{ColorInfo, PictureRef, PixelFormat, PlaneRef};
-use fovea::kernels::scalar::{PackedConv, PackedDepthwise, qu8_qc8w_conv_row, qu8_qc8w_depthwise_row};
-use fovea::kernels::{Requantization, Shape, Window};
+use fovea::kernels::{ConvSpec, Halo, Isa, Kernels, Layout, OpSpec, PackCache, Requantization, Shape, Window};
 use fovea::postprocess::Postprocessor;
 use fovea::preprocess::Preprocessor;
-use fovea::quant::{QuantParams, requantize};
+use fovea::quant::QuantParams;
 use fovea::retinanet::{
     AnchorConfig, HeadData, HeadOutputs, InputSpec, LevelHeads, LevelSpec, Manifest, NetworkSpec, PostprocessSpec,
 };
@@ -20,7 +19,7 @@ fn noise(i: usize) -> u8 {
     i.wrapping_mul(0x9E37_79B9).wrapping_add(i >> 7).wrapping_mul(0x85EB_CA6B).to_le_bytes()[3]
 }
 
-/// A convolution of a network for 416x256.
+/// A convolution of a network that ships or that others are measured on.
 struct ConvCase {
     name: &'static str,
     /// Rows, columns, channels.
@@ -36,55 +35,60 @@ const fn conv(name: &'static str, input: [usize; 3], out_channels: usize, side: 
     ConvCase { name, input, out_channels, side, stride, is_depthwise: false }
 }
 
-const CONVS: [ConvCase; 6] = [
+const CONVS: [ConvCase; 12] = [
     conv("256x416x3-24k3s2", [256, 416, 3], 24, 3, 2),
     conv("32x52x58-58k1", [32, 52, 58], 58, 1, 1),
+    conv("40x40x64-64k1", [40, 40, 64], 64, 1, 1),
+    conv("40x40x256-256k1", [40, 40, 256], 256, 1, 1),
+    conv("80x80x32-32k3", [80, 80, 32], 32, 3, 1),
     conv("32x52x64-64k3", [32, 52, 64], 64, 3, 1),
+    conv("20x20x128-128k3", [20, 20, 128], 128, 3, 1),
+    conv("16x16x256-256k3", [16, 16, 256], 256, 3, 1),
+    conv("32x52x64-27k3", [32, 52, 64], 27, 3, 1),
     conv("8x13x464-64k1", [8, 13, 464], 64, 1, 1),
     ConvCase { is_depthwise: true, ..conv("32x52x58-58dw3", [32, 52, 58], 58, 3, 1) },
     ConvCase { is_depthwise: true, ..conv("64x104x24-24dw3s2", [64, 104, 24], 24, 3, 2) },
 ];
 
+/// Every convolution on every instruction set that is there; throughput is in multiplications.
 fn convolutions(criterion: &mut Criterion) {
     let mut group = criterion.benchmark_group("conv");
-    for ConvCase { name, input: [h, w, c], out_channels, side, stride, is_depthwise } in CONVS {
-        let shape = Shape { h, w, c };
-        let window = Window { kernel: (side, side), stride: (stride, stride), dilation: (1, 1), pads: [side / 2; 4] };
-        let per_in = if is_depthwise { 1 } else { c };
-        let input: Vec<u8> = (0..shape.len()).map(noise).collect();
-        let weights: Vec<i8> = (0..out_channels * per_in * side * side).map(|i| noise(i + 99).cast_signed().max(-127)).collect();
-        let bias: Vec<i32> = (0..out_channels).map(|o| i32::from(noise(o)) * 16).collect();
-        let requant = Requantization { multipliers: vec![1e-4; out_channels], zero_point: 128, lo: 0, hi: 255 };
-        let (rows, columns) = window.output(h, w).expect("it fits");
-        let mut out = vec![0; rows * columns * out_channels];
-        let row_len = columns * out_channels;
-        let dense = (!is_depthwise).then(|| PackedConv::new(&weights, &bias, 1, c, side * side));
-        let depthwise = is_depthwise.then(|| PackedDepthwise::new(&weights, &bias, side * side));
-        let run = |out: &mut [u8]| {
-            for (y, out) in out.chunks_exact_mut(row_len).enumerate() {
-                match (&dense, &depthwise) {
-                    (Some(packed), _) => qu8_qc8w_conv_row(&input, shape, 3, &window, packed, &requant, y, out),
-                    (_, Some(packed)) => qu8_qc8w_depthwise_row(&input, shape, 3, &window, packed, &requant, y, out),
-                    _ => {}
-                }
-            }
-        };
-        run(&mut out);
-        let (y, x, o) = (rows / 2, columns / 3, out_channels - 1);
-        let taps = (0..side).flat_map(|ky| (0..side).map(move |kx| (ky, kx)));
-        let inside = taps.filter_map(|(ky, kx)| Some((ky, kx, window.input_row(y, ky, h)?, window.input_col(x, kx, w)?)));
-        let sum: i32 = inside
-            .flat_map(|(ky, kx, row, column)| (0..per_in).map(move |i| (ky, kx, row, column, i)))
-            .map(|(ky, kx, row, column, i)| {
-                let channel = if is_depthwise { o } else { i };
-                let value = i32::from(input[(row * w + column) * c + channel]) - 3;
-                value * i32::from(weights[((o * per_in + i) * side + ky) * side + kx])
-            })
-            .sum();
-        assert_eq!(out[(y * columns + x) * out_channels + o], requantize(sum + bias[o], 1e-4, 128, 0, 255), "{name}");
-        let macs = rows * columns * weights.len();
-        group.throughput(Throughput::Elements(macs.try_into().expect("64 bits")));
-        group.bench_function(BenchmarkId::new(name, ISA), |bencher| bencher.iter(|| run(&mut out)));
+    for case in CONVS {
+        let mut want: Option<Vec<u8>> = None;
+        for kernels in Isa::available().into_iter().filter_map(Kernels::new) {
+            let ConvCase { name, input: [h, w, c], out_channels, side, stride, is_depthwise } = case;
+            let window = Window { kernel: (side, side), stride: (stride, stride), dilation: (1, 1), pads: [side / 2; 4] };
+            let per_in = if is_depthwise { 1 } else { c };
+            let weights: std::sync::Arc<[i8]> =
+                (0..out_channels * per_in * side * side).map(|i| noise(i + 99).cast_signed().max(-127)).collect();
+            let spec = ConvSpec {
+                window,
+                groups: if is_depthwise { c } else { 1 },
+                weights,
+                bias: (0..out_channels).map(|o| i32::from(noise(o)) * 16).collect(),
+                input_zero_point: 3,
+                requant: Requantization { multipliers: vec![1e-4; out_channels], zero_point: 128, lo: 0, hi: 255 },
+            };
+            let shape = Shape { h, w, c };
+            let halo = window.halo(shape);
+            let input = if c == 3 { Layout::picture(shape, halo) } else { Layout::padded(shape, halo) };
+            let (rows, columns) = window.output(h, w).expect("it fits");
+            let output = Layout::padded(Shape { h: rows, w: columns, c: out_channels }, Halo::default());
+            let mut values: Vec<u8> = (0..input.len()).map(noise).collect();
+            input.fill_ends(&mut values, 3);
+            input.fill_sides(&mut values[input.body()], 3);
+            let macs = rows * columns * spec.weights.len();
+            let kernel = kernels.prepare(&OpSpec::Conv(spec), &[input], output, &mut PackCache::default());
+            let mut out = vec![0; output.len()];
+            kernel.rows(&[&values], 0, &mut out);
+            let dense: Vec<u8> =
+                (0..rows * columns).flat_map(|i| output.pixel(&out, i / columns, i % columns).to_vec()).collect();
+            assert!(want.get_or_insert(dense.clone()) == &dense, "{name}: {} differs from the scalar kernels", kernel.label());
+            group.throughput(Throughput::Elements(macs.try_into().expect("64 bits")));
+            group.bench_function(BenchmarkId::new(name, kernels.isa().name()), |bencher| {
+                bencher.iter(|| kernel.rows(&[&values], 0, &mut out));
+            });
+        }
     }
     group.finish();
 }

@@ -71,7 +71,7 @@ pub(crate) fn run(args: &ModelArgs) -> Result<(), Failure> {
         n => n,
     };
     let file = ModelFile::read(&args.model)?;
-    let loaded = file.load(&LoadOptions { threads, allow_float: args.allow_float })?;
+    let loaded = file.load(&LoadOptions { threads, allow_float: args.allow_float, ..LoadOptions::default() })?;
     let mut bench = Bench::new(loaded, args.native_io)?;
     bench.once()?;
     bench.once()?;
@@ -88,7 +88,7 @@ pub(crate) fn run(args: &ModelArgs) -> Result<(), Failure> {
         frames: times.walls.len(),
         macs: census.ops.iter().map(|count| count.macs).sum(),
         threads,
-        isa: super::effective_isa()?.name(),
+        isa: super::effective_isa().name(),
         native_io: args.native_io,
         ops,
     };
@@ -152,8 +152,8 @@ impl Bench {
     fn once(&mut self) -> Result<(), Failure> {
         let network = self.loaded.network_mut();
         match &self.bytes {
-            Some(bytes) => network.run_u8(bytes, &mut |_, _| {}),
-            None => network.run_f32(&self.reals).map(drop),
+            Some(bytes) => network.run_u8(bytes, None),
+            None => network.run_f32(&self.reals).map(|_| ()),
         }
         .map_err(Failure::failed)
     }
@@ -183,20 +183,17 @@ impl Bench {
             Some(bytes) => bytes.clone(),
             None => vec![params.zero_point; network.input_shape().len()],
         };
-        let mut layers: Vec<(String, Duration)> = Vec::new();
-        for run_idx in 0..N_RUNS {
-            let mut layer_idx = 0;
+        let mut layers: Vec<(String, Duration)> =
+            network.layers().iter().map(|layer| (layer.op.to_owned(), Duration::MAX)).collect();
+        for _ in 0..N_RUNS {
             let mut stopwatch = Stopwatch::start();
-            let observed = network.run_u8(&input, &mut |_, op| {
+            let mut observe = |idx: usize| {
                 let lap = stopwatch.lap();
-                match layers.get_mut(layer_idx) {
-                    Some((_, least)) => *least = lap.min(*least),
-                    None if run_idx == 0 => layers.push((op.to_owned(), lap)),
-                    None => {}
+                if let Some((_, least)) = layers.get_mut(idx) {
+                    *least = lap.min(*least);
                 }
-                layer_idx += 1;
-            });
-            observed.map_err(Failure::failed)?;
+            };
+            network.run_u8(&input, Some(&mut observe)).map_err(Failure::failed)?;
         }
         let mut ops: Vec<OpTime> = Vec::new();
         for (op, least) in layers {

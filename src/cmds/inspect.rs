@@ -96,7 +96,7 @@ impl Args {
             float_convs: census.float_convs,
             activation_bytes: census.activation_bytes,
             file_bytes: file.bytes().len(),
-            isa: super::effective_isa()?.name(),
+            isa: super::effective_isa().name(),
             why_float: loaded.why_float().map(ToOwned::to_owned),
         };
         write_report(json, &report, &table(&report))

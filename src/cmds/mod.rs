@@ -18,7 +18,7 @@ mod run;
 
 use anyhow::Error;
 use clap::{Parser, Subcommand};
-use fovea::kernels::Isa;
+use fovea::kernels::{Isa, Kernels};
 use std::io::IsTerminal;
 
 /// Real-time object detection on video, on small computers.
@@ -68,15 +68,21 @@ impl Failure {
     }
 }
 
-/// Instruction set of the kernels: the best that this CPU has, or the one that `FOVEA_ISA` names.
-pub(crate) fn effective_isa() -> Result<Isa, Failure> {
+/// Instruction set of the kernels in use.
+pub(crate) fn effective_isa() -> Isa {
+    Kernels::default().isa()
+}
+
+/// Chooses the kernels of the process: the best that this CPU has, or those that `FOVEA_ISA` names.
+fn choose_kernels() -> Result<Kernels, Failure> {
     #[expect(clippy::disallowed_methods, reason = "the registry of knobs: FOVEA_ISA here, FOVEA_LOG below")]
     let forced = std::env::var("FOVEA_ISA").unwrap_or_default();
     let available = Isa::available();
     if forced.is_empty() {
-        return Ok(available.last().copied().unwrap_or(Isa::Scalar));
+        return Ok(Kernels::best().choose());
     }
-    available.iter().copied().find(|isa| isa.name() == forced).ok_or_else(|| {
+    let named = available.iter().copied().find(|isa| isa.name() == forced).and_then(Kernels::new);
+    named.map(Kernels::choose).ok_or_else(|| {
         let names: Vec<&str> = available.iter().map(|isa| isa.name()).collect();
         Failure::request(anyhow::anyhow!(
             "FOVEA_ISA={forced}: there are no such kernels in this build or on this CPU; unset it, or take one of: {}",
@@ -88,8 +94,8 @@ pub(crate) fn effective_isa() -> Result<Isa, Failure> {
 impl Command {
     /// Runs the command.
     pub(crate) fn run(self) -> Result<(), Failure> {
-        let isa = effective_isa()?;
-        tracing::info!(isa = isa.name(), "kernels chosen");
+        let kernels = choose_kernels()?;
+        tracing::info!(isa = kernels.isa().name(), "kernels chosen");
         match self {
             Self::Run(args) => args.run(),
             Self::Detect(args) => args.run(),

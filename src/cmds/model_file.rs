@@ -75,9 +75,9 @@ impl ModelFile {
 
     /// Loads the network in integers, else in float with the reason.
     pub(crate) fn load_for_inspection(&self, threads: usize) -> Result<Loaded, Failure> {
-        match self.try_load(&LoadOptions { threads, allow_float: false }) {
+        match self.try_load(&LoadOptions { threads, ..LoadOptions::default() }) {
             Err(why @ (LoadError::Float { .. } | LoadError::Lower(_))) => {
-                let loaded = self.load(&LoadOptions { threads, allow_float: true })?;
+                let loaded = self.load(&LoadOptions { threads, allow_float: true, ..LoadOptions::default() })?;
                 Ok(Loaded { why_float: Some(why.to_string()), ..loaded })
             }
             loaded => loaded.map_err(|source| self.failure(source)),

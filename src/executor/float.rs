@@ -16,6 +16,8 @@ pub(super) struct FloatPlan {
     outputs: Vec<OutputInfo>,
     /// Values of the last run in `[H, W, C]`.
     results: Vec<Vec<f32>>,
+    /// Values of the last run of [`Self::run_planes`] in `[C, H, W]`.
+    planes: Vec<Vec<f32>>,
     census: Census,
 }
 
@@ -62,7 +64,7 @@ impl FloatPlan {
             built.map_err(|_| LoadError::Engine("it gave up on a damaged or unusual graph; export the network again".into()))?;
         let (state, outputs, census) = built.map_err(engine)?;
         let results = outputs.iter().map(|output| vec![0.0; output.shape.len()]).collect();
-        Ok(Self { state, input_name: input.name.clone(), input_shape, outputs, results, census })
+        Ok(Self { state, input_name: input.name.clone(), input_shape, outputs, results, planes: Vec::new(), census })
     }
 
     pub(super) fn input_name(&self) -> &str {
@@ -84,6 +86,17 @@ impl FloatPlan {
     /// Runs the network; `fill` writes its input `[C, H, W]`.
     pub(super) fn run(&mut self, fill: impl FnOnce(&mut [f32])) -> Result<(), RunError> {
         self.try_run(fill).map_err(|error| RunError(format!("{error:#}")))
+    }
+
+    /// Runs the network on real values `[C, H, W]` and gives the outputs as `[C, H, W]`.
+    pub(super) fn run_planes(&mut self, input: &[f32]) -> Result<&[Vec<f32>], RunError> {
+        self.run(|values| values.copy_from_slice(input))?;
+        let planes = self.results.iter().zip(&self.outputs).map(|(values, output)| {
+            let channels = output.shape.c;
+            (0..channels).flat_map(|c| values.chunks_exact(channels).map(move |pixel| pixel[c])).collect()
+        });
+        self.planes = planes.collect();
+        Ok(&self.planes)
     }
 
     fn try_run(&mut self, fill: impl FnOnce(&mut [f32])) -> TractResult<()> {

@@ -5,10 +5,10 @@
 //! the table of `docs/executor.md`; anything else is refused with the node's name, never run in float.
 
 use super::onnx::{self, Attributes, Constant, GraphProto, NodeProto, TensorValues};
-use crate::kernels::scalar::AddTerm;
-use crate::kernels::{Shape, Window};
+use crate::kernels::{AddTerm, ConvSpec, OpSpec, Requantization, Shape, Window};
 use crate::quant::{self, QuantParams};
 use std::collections::HashMap;
+use std::sync::Arc;
 
 /// Most values that one activation may have.
 const MAX_ACTIVATION_LEN: usize = 1 << 27;
@@ -23,62 +23,11 @@ pub(super) struct Activation {
 /// Index into [`IntGraph::values`].
 pub(super) type ValueId = usize;
 
-/// What a convolution needs besides its input.
-#[derive(Debug, Clone, PartialEq)]
-pub(super) struct Conv {
-    pub window: Window,
-    pub groups: usize,
-    /// ONNX order `[O][I / groups][kh][kw]`.
-    pub weights: Vec<i8>,
-    pub bias: Vec<i32>,
-    pub multipliers: Vec<f32>,
-    pub lo: u8,
-    pub hi: u8,
-}
-
-/// An integer operator.
-#[derive(Debug, Clone, PartialEq)]
-pub(super) enum Operator {
-    Conv(Box<Conv>),
-    MaxPool(Window),
-    Add {
-        terms: [AddTerm; 2],
-        lo: u8,
-        hi: u8,
-    },
-    /// A table for each part whose parameters differ from the whole.
-    Concat(Vec<Option<Box<[u8; 256]>>>),
-    Upsample2,
-    Slice {
-        first: usize,
-    },
-    Shuffle {
-        groups: usize,
-    },
-    Table(Box<[u8; 256]>),
-}
-
-impl Operator {
-    /// Name in reports.
-    pub(super) const fn name(&self) -> &'static str {
-        match self {
-            Self::Conv(_) => "QuantConv",
-            Self::MaxPool(_) => "QuantMaxPool",
-            Self::Add { .. } => "QuantAdd",
-            Self::Concat(_) => "QuantConcat",
-            Self::Upsample2 => "QuantUpsample2",
-            Self::Slice { .. } => "QuantSlice",
-            Self::Shuffle { .. } => "QuantShuffle",
-            Self::Table(_) => "QuantTable",
-        }
-    }
-}
-
 /// One step: operator, what it reads, what it makes.
 #[derive(Debug, Clone, PartialEq)]
 pub(super) struct Step {
     pub name: String,
-    pub operator: Operator,
+    pub operator: OpSpec,
     pub inputs: Vec<ValueId>,
     pub output: ValueId,
 }
@@ -123,6 +72,13 @@ struct Quantized {
     view: View,
 }
 
+/// Weights of a convolution: `[O][I / groups][kh][kw]`, with one scale for each output channel.
+struct ConvWeights {
+    weights: Arc<[i8]>,
+    dims: [usize; 4],
+    scales: Vec<f32>,
+}
+
 struct Lowering<'a> {
     graph: &'a GraphProto,
     constants: HashMap<&'a str, Constant>,
@@ -130,6 +86,8 @@ struct Lowering<'a> {
     producers: HashMap<&'a str, &'a NodeProto>,
     /// Values behind `QuantizeLinear`, by its output name.
     quantized: HashMap<&'a str, Quantized>,
+    /// Weights of convolutions by the name of their constant: several convolutions may share them.
+    weights: HashMap<&'a str, Arc<[i8]>>,
     out: IntGraph,
 }
 
@@ -165,7 +123,7 @@ pub(super) fn lower(graph: &GraphProto) -> Lowered<IntGraph> {
         steps: Vec::new(),
         outputs: Vec::new(),
     };
-    let mut lowering = Lowering { graph, constants, producers, quantized: HashMap::new(), out };
+    let mut lowering = Lowering { graph, constants, producers, quantized: HashMap::new(), weights: HashMap::new(), out };
     for node in sorted(graph)? {
         if node.op_type == "QuantizeLinear" && !lowering.is_constant(input_of(node, 0)?) {
             lowering.quantize(node)?;
@@ -275,7 +233,7 @@ impl<'a> Lowering<'a> {
         }
     }
 
-    fn push(&mut self, node: &NodeProto, operator: Operator, inputs: Vec<ValueId>, activation: Activation) -> Lowered<Quantized> {
+    fn push(&mut self, node: &NodeProto, operator: OpSpec, inputs: Vec<ValueId>, activation: Activation) -> Lowered<Quantized> {
         let Shape { h, w, c } = activation.shape;
         let len = h.checked_mul(w).and_then(|hw| hw.checked_mul(c));
         if len.is_none_or(|len| len == 0 || len > MAX_ACTIVATION_LEN) {
@@ -298,7 +256,7 @@ impl<'a> Lowering<'a> {
             return Ok(value);
         }
         let table = Box::new(quant::rescale_table(from.params, params));
-        let made = self.push(node, Operator::Table(table), vec![value.id], Activation { params, ..from })?;
+        let made = self.push(node, OpSpec::Table(table), vec![value.id], Activation { params, ..from })?;
         Ok(Quantized { view: value.view, ..made })
     }
 
@@ -316,13 +274,13 @@ impl<'a> Lowering<'a> {
         if from.params == params && (0..=u8::MAX).zip(table.iter()).all(|(q, &to)| q == to) {
             return Ok(Quantized { id, view: View::Plain });
         }
-        self.push(node, Operator::Table(table), vec![id], Activation { params, ..from })
+        self.push(node, OpSpec::Table(table), vec![id], Activation { params, ..from })
     }
 
     fn conv(&mut self, node: &'a NodeProto, params: QuantParams, (lo, hi): (u8, u8)) -> Lowered<Quantized> {
         let input = self.plain(node, input_of(node, 0)?)?;
         let from = self.activation(input);
-        let (weights, dims, weight_scales) = self.conv_weights(node)?;
+        let ConvWeights { weights, dims, scales: weight_scales } = self.conv_weights(node)?;
         let groups = positive(node, "group", Attributes(node).int("group").unwrap_or(1))?;
         let [out_channels, in_per_group, kh, kw] = dims;
         if in_per_group.checked_mul(groups) != Some(from.shape.c) || !out_channels.is_multiple_of(groups) {
@@ -352,13 +310,14 @@ impl<'a> Lowering<'a> {
                 return Err(unsupported(node, format!("the accumulator of output channel {o} can overflow 32 bits")));
             }
         }
-        let conv = Conv { window, groups, weights, bias, multipliers, lo, hi };
+        let requant = Requantization { multipliers, zero_point: params.zero_point, lo, hi };
+        let spec = ConvSpec { window, groups, weights, bias, input_zero_point: from.params.zero_point, requant };
         let shape = Shape { h, w, c: out_channels };
-        self.push(node, Operator::Conv(Box::new(conv)), vec![input], Activation { shape, params })
+        self.push(node, OpSpec::Conv(spec), vec![input], Activation { shape, params })
     }
 
     /// Weights, their dimensions and one scale for each output channel.
-    fn conv_weights(&self, node: &'a NodeProto) -> Lowered<(Vec<i8>, [usize; 4], Vec<f32>)> {
+    fn conv_weights(&mut self, node: &'a NodeProto) -> Lowered<ConvWeights> {
         let name = input_of(node, 1)?;
         let float_weights = || {
             unsupported(node, "its weights are in float: it would run in float. Quantise the network (`fovea-train quantize`), or ask for the float path (--allow-float)".into())
@@ -404,7 +363,8 @@ impl<'a> Lowering<'a> {
         if let Some(scale) = scales.iter().find(|scale| !(scale.is_finite() && **scale > 0.0)) {
             return Err(unsupported(dq, format!("weight scale {scale} must be finite and above 0")));
         }
-        Ok((weights.clone(), dims, scales))
+        let weights = self.weights.entry(input_of(dq, 0)?).or_insert_with(|| weights.as_slice().into()).clone();
+        Ok(ConvWeights { weights, dims, scales })
     }
 
     /// Bias in steps of `input scale x weight scale`.
@@ -497,7 +457,7 @@ impl<'a> Lowering<'a> {
             .output(from.shape.h, from.shape.w)
             .ok_or_else(|| unsupported(node, "its window is larger than its input".into()))?;
         let shape = Shape { h, w, c: from.shape.c };
-        let pooled = self.push(node, Operator::MaxPool(window), vec![input], Activation { shape, ..from })?;
+        let pooled = self.push(node, OpSpec::MaxPool(window), vec![input], Activation { shape, ..from })?;
         self.rescaled(node, pooled, params)
     }
 
@@ -507,11 +467,20 @@ impl<'a> Lowering<'a> {
         if a.shape != b.shape {
             return Err(unsupported(node, format!("it adds {:?} and {:?}; shapes must be equal", a.shape, b.shape)));
         }
-        let terms = [a, b].map(|side| AddTerm { zero_point: side.params.zero_point, ratio: side.params.scale / params.scale });
+        let terms = [a, b].map(|side| AddTerm {
+            zero_point: side.params.zero_point,
+            ratio: side.params.scale / params.scale,
+            is_doubled: false,
+        });
         if terms.iter().any(|term| !(term.ratio.is_finite() && term.ratio > 0.0)) {
             return Err(unsupported(node, format!("the ratios of its scales are {} and {}", terms[0].ratio, terms[1].ratio)));
         }
-        self.push(node, Operator::Add { terms, lo, hi }, inputs.to_vec(), Activation { shape: a.shape, params })
+        self.push(
+            node,
+            OpSpec::Add { terms, zero_point: params.zero_point, lo, hi },
+            inputs.to_vec(),
+            Activation { shape: a.shape, params },
+        )
     }
 
     fn concat(&mut self, node: &'a NodeProto, params: QuantParams) -> Lowered<Quantized> {
@@ -541,7 +510,7 @@ impl<'a> Lowering<'a> {
             inputs.push(id);
         }
         let shape = shape.ok_or_else(|| unsupported(node, "it joins nothing".into()))?;
-        self.push(node, Operator::Concat(tables), inputs, Activation { shape, params })
+        self.push(node, OpSpec::Concat(tables), inputs, Activation { shape, params })
     }
 
     fn resize(&mut self, node: &'a NodeProto, params: QuantParams) -> Lowered<Quantized> {
@@ -568,7 +537,7 @@ impl<'a> Lowering<'a> {
                 format!("mode {mode}, {transform}, {nearest}; only nearest upsampling by exactly 2 is supported"),
             ));
         }
-        let doubled = self.push(node, Operator::Upsample2, vec![input], Activation { shape, ..from })?;
+        let doubled = self.push(node, OpSpec::Upsample2, vec![input], Activation { shape, ..from })?;
         self.rescaled(node, doubled, params)
     }
 
@@ -594,7 +563,7 @@ impl<'a> Lowering<'a> {
         }
         let part = node.output.iter().position(|output| output == float).unwrap_or(0);
         let shape = Shape { c: sizes[part], ..from.shape };
-        let slice = Operator::Slice { first: sizes[..part].iter().sum() };
+        let slice = OpSpec::Slice { first: sizes[..part].iter().sum() };
         let sliced = self.push(node, slice, vec![input], Activation { shape, ..from })?;
         self.rescaled(node, sliced, params)
     }
@@ -609,7 +578,7 @@ impl<'a> Lowering<'a> {
                 Quantized { view: View::Grouped(groups), ..value }
             }
             (View::Shuffled(groups), &[1, tc, th, tw]) if (tc, th, tw) == (c, h, w) => {
-                self.push(node, Operator::Shuffle { groups }, vec![value.id], from)?
+                self.push(node, OpSpec::Shuffle { groups }, vec![value.id], from)?
             }
             (View::Grouped(_), &[1, tc, th, tw]) if (tc, th, tw) == (c, h, w) => Quantized { view: View::Plain, ..value },
             (view, target) => {

@@ -5,7 +5,9 @@
 //! and only when asked for ([`LoadOptions::allow_float`]). [`Network`] knows files without a manifest,
 //! [`Executor`] adds what the manifest says: which output is which level, and how pixels become input values.
 
+mod arena;
 mod float;
+mod fuse;
 mod graph;
 pub mod onnx;
 mod ops;
@@ -13,7 +15,7 @@ mod plan;
 
 pub use graph::LowerError;
 
-use crate::kernels::Shape;
+use crate::kernels::{Kernels, Shape, Table};
 use crate::quant::QuantParams;
 use crate::retinanet::{HeadData, HeadOutputs, LevelHeads, Manifest};
 use float::FloatPlan;
@@ -27,6 +29,8 @@ pub struct LoadOptions {
     pub threads: usize,
     /// Run a network, or a quantised one that has no integer form, in float.
     pub allow_float: bool,
+    /// Who computes; the best that this CPU has unless said otherwise.
+    pub kernels: Kernels,
 }
 
 /// Why a network cannot be loaded.
@@ -85,6 +89,23 @@ pub struct Census {
     pub float_convs: usize,
     /// Bytes of all activation buffers.
     pub activation_bytes: usize,
+    /// Bytes of the activations that are alive together at least; 0 where the engine does not say.
+    pub live_bytes: usize,
+}
+
+/// One operator of an integer network, in execution order.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct LayerInfo {
+    /// Name of its node in the file.
+    pub name: String,
+    /// Operator.
+    pub op: &'static str,
+    /// Instruction set and tile of its kernel.
+    pub kernel: String,
+    /// Rows, columns, channels of its output.
+    pub output: Shape,
+    /// Multiplications.
+    pub macs: usize,
 }
 
 /// An output of a network.
@@ -129,7 +150,7 @@ impl Network {
         }
         let plan = if is_quantized {
             match graph::lower(graph) {
-                Ok(lowered) => Plan::Int(IntPlan::new(lowered, options.threads)?),
+                Ok(lowered) => Plan::Int(IntPlan::new(lowered, options)?),
                 Err(_) if options.allow_float => Plan::Float(FloatPlan::new(bytes, graph)?),
                 Err(error) => return Err(error.into()),
             }
@@ -184,54 +205,55 @@ impl Network {
         }
     }
 
+    /// The operators of an integer network, in execution order; empty in float.
+    #[must_use]
+    pub fn layers(&self) -> &[LayerInfo] {
+        match &self.plan {
+            Plan::Int(plan) => plan.layers(),
+            Plan::Float(_) => &[],
+        }
+    }
+
     /// Runs the network on real values in `[C, H, W]`, as ONNX states its input, and returns every output in `[C, H, W]`.
     /// For comparison with other runtimes; a pipeline uses [`Executor`].
     ///
     /// # Errors
     /// [`RunError`] if `input` is not as long as the input or the engine fails.
-    pub fn run_f32(&mut self, input: &[f32]) -> Result<Vec<Vec<f32>>, RunError> {
+    pub fn run_f32(&mut self, input: &[f32]) -> Result<&[Vec<f32>], RunError> {
         let shape = self.input_shape();
         if input.len() != shape.len() {
             let Shape { h, w, c } = shape;
             return Err(RunError(format!("the input has {} values, expected {c} x {h} x {w}", input.len())));
         }
         match &mut self.plan {
-            Plan::Int(plan) => {
-                let params = plan.input_params();
-                plan.run(|values| to_channels_last(input, shape, values, |real| params.quantize(real)))?;
-            }
-            Plan::Float(plan) => plan.run(|values| values.copy_from_slice(input))?,
+            Plan::Int(plan) => plan.run_reals(input),
+            Plan::Float(plan) => plan.run_planes(input),
         }
-        let real_values = |idx: usize| {
-            let shape = self.outputs()[idx].shape;
-            match self.output(idx) {
-                HeadData::Quantized(values, params) => to_channels_first(values, shape, |q| params.dequantize(q)),
-                HeadData::Float(values) => to_channels_first(values, shape, |real| real),
-            }
-        };
-        Ok((0..self.outputs().len()).map(real_values).collect())
     }
 
     /// Runs a quantised network on its own input values, `[H, W, C]`; results are read with [`Self::output`]. `observe`
-    /// is called after every operator with the name of its node and its kind.
+    /// is called after every operator with its index in [`Self::layers`].
     ///
     /// # Errors
     /// [`RunError`] if the network is in float, `input` is not as long as the input, or the engine fails.
-    pub fn run_u8(&mut self, input: &[u8], observe: &mut dyn FnMut(&str, &str)) -> Result<(), RunError> {
+    pub fn run_u8(&mut self, input: &[u8], observe: Option<&mut dyn FnMut(usize)>) -> Result<(), RunError> {
         let len = self.input_shape().len();
-        match &mut self.plan {
-            Plan::Float(_) => Err(RunError("it runs in float; it has no input of bytes".into())),
-            Plan::Int(_) if input.len() != len => Err(RunError(format!("the input has {} values, expected {len}", input.len()))),
-            Plan::Int(plan) => plan.run_observed(|values| values.copy_from_slice(input), observe),
+        match (&mut self.plan, observe) {
+            (Plan::Float(_), _) => Err(RunError("it runs in float; it has no input of bytes".into())),
+            (Plan::Int(_), _) if input.len() != len => {
+                Err(RunError(format!("the input has {} values, expected {len}", input.len())))
+            }
+            (Plan::Int(plan), None) => plan.run_pixels(input, None),
+            (Plan::Int(plan), Some(observe)) => plan.run_observed(input, observe),
         }
     }
 
-    /// Output `idx` of the last run, `[H, W, C]`; empty before the first.
+    /// Output `idx` of the last run of [`Self::run_u8`] or [`Executor::run`], `[H, W, C]`; empty before the first.
     #[must_use]
     pub fn output(&self, idx: usize) -> HeadData<'_> {
         match &self.plan {
             Plan::Int(plan) => {
-                let (values, params, _) = plan.output(idx);
+                let (values, params) = plan.output(idx);
                 HeadData::Quantized(values, params)
             }
             Plan::Float(plan) => HeadData::Float(plan.output(idx).0),
@@ -239,25 +261,11 @@ impl Network {
     }
 }
 
-/// `[C, H, W]` as `[H, W, C]`, through `map`.
-fn to_channels_last<T: Copy, U>(from: &[T], shape: Shape, to: &mut [U], map: impl Fn(T) -> U) {
-    for (channel, plane) in from.chunks_exact(shape.h * shape.w).enumerate() {
-        for (&value, pixel) in plane.iter().zip(to.chunks_exact_mut(shape.c)) {
-            pixel[channel] = map(value);
-        }
-    }
-}
-
-/// `[H, W, C]` as `[C, H, W]`, through `map`.
-fn to_channels_first<T: Copy, U>(from: &[T], shape: Shape, map: impl Fn(T) -> U) -> Vec<U> {
-    (0..shape.c).flat_map(|channel| from.chunks_exact(shape.c).map(move |pixel| pixel[channel])).map(map).collect()
-}
-
 /// How a pixel's value becomes an input value.
 #[derive(Debug)]
 enum InputMap {
     /// Quantised: a table for each channel; `None` where it is the identity.
-    Tables(Option<Box<[[u8; 256]; 3]>>),
+    Tables(Option<Box<[Table; 3]>>),
     /// Real: a table for each channel.
     Reals(Box<[[f32; 256]; 3]>),
 }
@@ -318,16 +326,10 @@ impl Executor {
         }
         let input = &self.input;
         match &mut self.network.plan {
-            Plan::Int(plan) => plan.run(|values| match input {
-                InputMap::Tables(Some(tables)) => {
-                    for (value, pixel) in values.as_chunks_mut::<3>().0.iter_mut().zip(pixels.as_chunks::<3>().0) {
-                        for ((value, table), &p) in value.iter_mut().zip(tables.iter()).zip(pixel) {
-                            *value = table[usize::from(p)];
-                        }
-                    }
-                }
-                _ => values.copy_from_slice(pixels),
-            })?,
+            Plan::Int(plan) => {
+                let tables = if let InputMap::Tables(Some(tables)) = input { Some(&**tables) } else { None };
+                plan.run_pixels(pixels, tables)?;
+            }
             Plan::Float(plan) => plan.run(|values| {
                 let InputMap::Reals(tables) = input else { return };
                 let cells = shape.h * shape.w;

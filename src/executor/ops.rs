@@ -1,8 +1,9 @@
-//! The integer operators as tract operators: they own packed weights and reuse their output buffers.
+//! The integer operators as tract operators. The value that flows from one to the next is the arena of all activations:
+//! each operator reads and writes its places in it.
 
-use super::graph::{Activation, Conv, Operator, Step};
-use crate::kernels::scalar::{self, AddTerm, PackedConv, PackedDepthwise};
-use crate::kernels::{Requantization, Shape, Window};
+use super::arena::Place;
+use super::graph::Step;
+use crate::kernels::{Kernels, Layout, OpSpec, PackCache, RowKernel};
 use rayon::prelude::*;
 use std::sync::Arc;
 use tract_onnx::prelude::*;
@@ -11,10 +12,13 @@ use tract_onnx::tract_core::ops::{EvalOp, Op, OpState, TypedOp};
 use tract_onnx::tract_core::plan::EvalContext;
 use tract_onnx::tract_core::{as_op, not_out_of_plan, op_as_typed_op};
 
-/// Below this many multiplications a layer is not worth waking threads for.
-const MIN_PARALLEL_MACS: usize = 200_000;
+/// Below so much work a step is not worth waking threads for: multiplications, or bytes moved.
+const MIN_PARALLEL_WORK: usize = 200_000;
 
-/// The threads that share the rows of a layer; `None` runs on the caller's thread alone.
+/// Pieces for each thread, so that one that is held up does not hold up the others.
+const PIECES_PER_THREAD: usize = 3;
+
+/// The threads that share the rows of a step; `None` runs on the caller's thread alone.
 #[derive(Clone)]
 pub(super) struct Workers(pub Option<Arc<rayon::ThreadPool>>);
 
@@ -25,142 +29,96 @@ impl std::fmt::Debug for Workers {
 }
 
 impl Workers {
-    /// Threads that work on a layer.
+    /// Threads that work on a step.
     pub(super) fn n_threads(&self) -> usize {
         self.0.as_ref().map_or(1, |pool| pool.current_num_threads())
     }
 
-    /// Calls `row(y, out_row)` for every row of `out`, over threads where `macs` make it worth while.
-    fn rows(&self, out: &mut [u8], row_len: usize, macs: usize, row: impl Fn(usize, &mut [u8]) + Sync) {
+    /// Calls `rows(first, out)` until every row of `out` is done, over threads where `work` makes it worth while.
+    fn rows(&self, out: &mut [u8], row_stride: usize, work: usize, rows: impl Fn(usize, &mut [u8]) + Sync) {
+        let n_rows = out.len() / row_stride;
         match &self.0 {
-            Some(pool) if macs >= MIN_PARALLEL_MACS => {
-                pool.install(|| out.par_chunks_exact_mut(row_len).enumerate().for_each(|(y, out)| row(y, out)));
+            Some(pool) if work >= MIN_PARALLEL_WORK && n_rows > 1 => {
+                let in_piece = n_rows.div_ceil(PIECES_PER_THREAD * self.n_threads());
+                pool.install(|| {
+                    let pieces = out.par_chunks_mut(in_piece * row_stride).enumerate();
+                    pieces.for_each(|(idx, piece)| rows(idx * in_piece, piece));
+                });
             }
-            _ => out.chunks_exact_mut(row_len).enumerate().for_each(|(y, out)| row(y, out)),
+            _ => rows(0, out),
         }
     }
-}
-
-/// An operator with everything prepared.
-#[derive(Debug, Clone, PartialEq)]
-enum Kernel {
-    Conv { window: Window, packed: PackedConv, requant: Requantization, macs: usize },
-    Depthwise { window: Window, packed: PackedDepthwise, requant: Requantization, macs: usize },
-    MaxPool(Window),
-    Add { terms: [AddTerm; 2], range: (u8, u8, u8) },
-    Concat(Vec<Option<Box<[u8; 256]>>>),
-    Upsample2,
-    Slice { first: usize },
-    Shuffle { groups: usize },
-    Table(Box<[u8; 256]>),
 }
 
 /// One step of an integer network as a tract operator.
 #[derive(Debug, Clone)]
 pub(super) struct QuantOp {
     name: &'static str,
-    kernel: Arc<Kernel>,
-    inputs: Vec<Activation>,
-    output: Activation,
+    kernel: Arc<dyn RowKernel>,
+    inputs: Vec<Place>,
+    output: Place,
+    arena_len: usize,
+    work: usize,
     workers: Workers,
 }
 
 impl PartialEq for QuantOp {
     fn eq(&self, other: &Self) -> bool {
-        self.kernel == other.kernel && self.inputs == other.inputs && self.output == other.output
+        Arc::ptr_eq(&self.kernel, &other.kernel) && self.inputs == other.inputs && self.output == other.output
     }
 }
 
 impl Eq for QuantOp {}
 
 impl QuantOp {
-    /// The operator of `step`; `values` are the activations of the graph.
-    pub(super) fn new(step: &Step, values: &[Activation], workers: &Workers) -> Self {
-        let inputs: Vec<Activation> = step.inputs.iter().map(|&id| values[id]).collect();
-        let output = values[step.output];
-        let kernel = match &step.operator {
-            Operator::Conv(conv) => Self::conv(conv, inputs[0].shape, output),
-            Operator::MaxPool(window) => Kernel::MaxPool(*window),
-            Operator::Add { terms, lo, hi } => Kernel::Add { terms: *terms, range: (output.params.zero_point, *lo, *hi) },
-            Operator::Concat(tables) => Kernel::Concat(tables.clone()),
-            Operator::Upsample2 => Kernel::Upsample2,
-            Operator::Slice { first } => Kernel::Slice { first: *first },
-            Operator::Shuffle { groups } => Kernel::Shuffle { groups: *groups },
-            Operator::Table(table) => Kernel::Table(table.clone()),
-        };
-        Self { name: step.operator.name(), kernel: Arc::new(kernel), inputs, output, workers: workers.clone() }
+    /// The operator of `step`; `places` are those of the graph's values.
+    pub(super) fn new(
+        step: &Step,
+        (places, arena_len): (&[Place], usize),
+        kernels: Kernels,
+        workers: &Workers,
+        cache: &mut PackCache,
+    ) -> Self {
+        let inputs: Vec<Place> = step.inputs.iter().map(|&id| places[id].clone()).collect();
+        let output = places[step.output].clone();
+        let layouts: Vec<Layout> = inputs.iter().map(|place| place.layout).collect();
+        let kernel = kernels.prepare(&step.operator, &layouts, output.layout, cache).into();
+        let work = macs(&step.operator, output.layout).max(output.bytes.len());
+        Self { name: step.operator.name(), kernel, inputs, output, arena_len, work, workers: workers.clone() }
     }
 
-    fn conv(conv: &Conv, input: Shape, output: Activation) -> Kernel {
-        let requant = Requantization {
-            multipliers: conv.multipliers.clone(),
-            zero_point: output.params.zero_point,
-            lo: conv.lo,
-            hi: conv.hi,
-        };
-        let (window, macs) = (conv.window, macs(conv, output.shape));
-        let taps = window.kernel.0 * window.kernel.1;
-        if conv.groups == input.c && conv.bias.len() == input.c {
-            let packed = PackedDepthwise::new(&conv.weights, &conv.bias, taps);
-            Kernel::Depthwise { window, packed, requant, macs }
-        } else {
-            let packed = PackedConv::new(&conv.weights, &conv.bias, conv.groups, input.c, taps);
-            Kernel::Conv { window, packed, requant, macs }
-        }
+    /// Which kernel computes it.
+    pub(super) fn kernel(&self) -> String {
+        self.kernel.label()
     }
 
-    fn compute(&self, inputs: &[&[u8]], out: &mut [u8]) {
-        let (shape, zero_point) = (self.inputs[0].shape, self.inputs[0].params.zero_point);
-        let row_len = self.output.shape.row_len();
-        let channels = self.output.shape.c;
-        let input = inputs[0];
-        let input_row = |y: usize| &input[y * shape.row_len()..][..shape.row_len()];
-        match &*self.kernel {
-            Kernel::Conv { window, packed, requant, macs } => self.workers.rows(out, row_len, *macs, |y, out| {
-                scalar::qu8_qc8w_conv_row(input, shape, zero_point, window, packed, requant, y, out);
-            }),
-            Kernel::Depthwise { window, packed, requant, macs } => self.workers.rows(out, row_len, *macs, |y, out| {
-                scalar::qu8_qc8w_depthwise_row(input, shape, zero_point, window, packed, requant, y, out);
-            }),
-            Kernel::MaxPool(window) => {
-                for (y, out) in out.chunks_exact_mut(row_len).enumerate() {
-                    scalar::qu8_maxpool_row(input, shape, window, y, out);
-                }
-            }
-            Kernel::Add { terms, range } => scalar::qu8_add((input, terms[0]), (inputs[1], terms[1]), *range, out),
-            Kernel::Concat(tables) => {
-                let mut first = 0;
-                for ((part, table), input) in self.inputs.iter().zip(tables).zip(inputs) {
-                    let rows = input.chunks_exact(part.shape.row_len()).zip(out.chunks_exact_mut(row_len));
-                    for (row, out) in rows {
-                        scalar::qu8_concat_row(row, part.shape.c, table.as_deref(), first, channels, out);
-                    }
-                    first += part.shape.c;
-                }
-            }
-            Kernel::Upsample2 => {
-                for (y, out) in out.chunks_exact_mut(row_len).enumerate() {
-                    scalar::qu8_upsample2_row(input_row(y / 2), channels, out);
-                }
-            }
-            Kernel::Slice { first } => {
-                for (y, out) in out.chunks_exact_mut(row_len).enumerate() {
-                    scalar::qu8_slice_row(input_row(y), shape.c, *first, channels, out);
-                }
-            }
-            Kernel::Shuffle { groups } => {
-                for (y, out) in out.chunks_exact_mut(row_len).enumerate() {
-                    scalar::qu8_shuffle_row(input_row(y), channels, *groups, out);
-                }
-            }
-            Kernel::Table(table) => scalar::qu8_table(input, table, out),
+    fn compute(&self, arena: &mut [u8]) {
+        let Place { bytes, layout, zero_point } = &self.output;
+        let (before, rest) = arena.split_at_mut(bytes.start);
+        let (out, after) = rest.split_at_mut(bytes.len());
+        let mut inputs: TVec<&[u8]> = tvec!();
+        for place in &self.inputs {
+            let Place { bytes: from, .. } = place;
+            inputs.push(match from.start.checked_sub(bytes.end) {
+                Some(start) => &after[start..][..from.len()],
+                None => &before[from.clone()],
+            });
         }
+        let inputs = &inputs[..];
+        self.workers.rows(&mut out[layout.body()], layout.row_stride(), self.work, |first, rows| {
+            self.kernel.rows(inputs, first, rows);
+            layout.fill_sides(rows, *zero_point);
+        });
+        layout.fill_ends(out, *zero_point);
     }
 }
 
-/// Multiplications of a convolution.
-pub(super) fn macs(conv: &Conv, output: Shape) -> usize {
-    output.h * output.w * conv.weights.len()
+/// Multiplications of an operator.
+pub(super) fn macs(operator: &OpSpec, output: Layout) -> usize {
+    match operator {
+        OpSpec::Conv(spec) => output.shape.h * output.shape.w * spec.weights.len(),
+        _ => 0,
+    }
 }
 
 impl Op for QuantOp {
@@ -174,41 +132,29 @@ impl EvalOp for QuantOp {
     not_out_of_plan!();
 
     fn state(&self, _: &EvalContext<'_>) -> TractResult<Option<Box<dyn OpState>>> {
-        Ok(Some(Box::new(Buffers(Vec::new()))))
+        Ok(Some(Box::new(InPlace)))
     }
 }
 
 impl TypedOp for QuantOp {
     fn output_facts(&self, _: &[&TypedFact]) -> TractResult<TVec<TypedFact>> {
-        Ok(tvec!(u8::fact(nhwc(self.output.shape))))
+        Ok(tvec!(u8::fact([self.arena_len])))
     }
     as_op!();
 }
 
-/// `[1, H, W, C]`.
-pub(super) const fn nhwc(shape: Shape) -> [usize; 4] {
-    [1, shape.h, shape.w, shape.c]
-}
-
-/// Output buffers of one operator in one session: one that nobody reads any more is used again.
+/// Computes in the arena that comes in and passes it on.
 #[derive(Debug, Clone)]
-struct Buffers(Vec<Arc<Tensor>>);
+struct InPlace;
 
-impl OpState for Buffers {
-    fn eval(&mut self, _: &EvalContext<'_>, op: &dyn Op, inputs: TVec<TValue>) -> TractResult<TVec<TValue>> {
+impl OpState for InPlace {
+    fn eval(&mut self, _: &EvalContext<'_>, op: &dyn Op, mut inputs: TVec<TValue>) -> TractResult<TVec<TValue>> {
         let op = op.downcast_ref::<QuantOp>().ok_or_else(|| TractError::msg("an integer operator"))?;
-        let mut buffer = match self.0.iter().position(|buffer| Arc::strong_count(buffer) == 1) {
-            Some(idx) => self.0.swap_remove(idx),
-            None => Arc::new(Tensor::zero::<u8>(&nhwc(op.output.shape))?),
-        };
-        let out = Arc::get_mut(&mut buffer).ok_or_else(|| TractError::msg("a buffer that nobody reads"))?;
-        let mut views: TVec<&[u8]> = tvec!();
-        for input in &inputs {
-            views.push(input.try_as_plain_ram()?.as_slice::<u8>()?);
-        }
-        op.compute(&views, out.try_as_plain_ram_mut()?.as_slice_mut::<u8>()?);
-        self.0.push(buffer.clone());
-        Ok(tvec!(buffer.into_tvalue()))
+        let arena = inputs.pop().ok_or_else(|| TractError::msg("the arena comes in"))?;
+        let mut arena = arena.into_arc_tensor();
+        let tensor = Arc::get_mut(&mut arena).ok_or_else(|| TractError::msg("nobody else holds the arena"))?;
+        op.compute(tensor.try_as_plain_ram_mut()?.as_slice_mut::<u8>()?);
+        Ok(tvec!(arena.into_tvalue()))
     }
 
     fn reset_lanes(&mut self, _: &[LaneId]) -> TractResult<()> {

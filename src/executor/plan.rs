@@ -1,9 +1,11 @@
-//! An integer network as a tract plan, with its session state.
+//! An integer network as a tract plan, with its arena.
 
-use super::graph::{Activation, IntGraph, Operator};
-use super::ops::{self, QuantOp, Workers, nhwc};
-use super::{Census, LoadError, OpCount, OutputInfo, RunError};
-use crate::kernels::Shape;
+use super::arena::{ArenaPlan, Place};
+use super::fuse::fuse;
+use super::graph::IntGraph;
+use super::ops::{QuantOp, Workers, macs};
+use super::{Census, LayerInfo, LoadError, LoadOptions, OpCount, OutputInfo, RunError};
+use crate::kernels::{Kernels, PackCache, Shape, Table};
 use crate::quant::QuantParams;
 use std::sync::Arc;
 use tract_onnx::prelude::*;
@@ -12,12 +14,18 @@ use tract_onnx::tract_core::plan::eval;
 /// A runnable integer network.
 pub(super) struct IntPlan {
     state: TypedSimpleState,
-    input: Arc<Tensor>,
+    kernels: Kernels,
+    arena: Arc<Tensor>,
     input_name: String,
-    input_activation: Activation,
+    input: Place,
+    input_params: QuantParams,
     outputs: Vec<OutputInfo>,
-    output_params: Vec<QuantParams>,
-    results: TVec<TValue>,
+    output_places: Vec<Place>,
+    /// Outputs of the last run as `[H, W, C]`.
+    dense: Vec<Vec<u8>>,
+    /// Outputs of the last run as real values `[C, H, W]`; empty until they are asked for.
+    reals: Vec<Vec<f32>>,
+    layers: Vec<LayerInfo>,
     census: Census,
 }
 
@@ -28,45 +36,67 @@ impl std::fmt::Debug for IntPlan {
 }
 
 impl IntPlan {
-    pub(super) fn new(graph: IntGraph, threads: usize) -> Result<Self, LoadError> {
-        let workers = match threads {
+    pub(super) fn new(mut graph: IntGraph, options: &LoadOptions) -> Result<Self, LoadError> {
+        let workers = match options.threads {
             0 | 1 => Workers(None),
             n => {
                 let pool = rayon::ThreadPoolBuilder::new().num_threads(n).thread_name(|idx| format!("infer-{idx}")).build();
                 Workers(Some(Arc::new(pool.map_err(|error| LoadError::Engine(error.to_string()))?)))
             }
         };
-        let state = Self::state(&graph, &workers).map_err(|error| LoadError::Engine(format!("{error:#}")))?;
-        let input_activation = graph.values[0];
-        let input = Tensor::zero::<u8>(&nhwc(input_activation.shape)).map_err(|error| LoadError::Engine(format!("{error:#}")))?;
+        fuse(&mut graph);
+        let plan = ArenaPlan::new(&graph);
+        let engine = |error: TractError| LoadError::Engine(format!("{error:#}"));
+        let mut layers = Vec::with_capacity(graph.steps.len());
+        let state = Self::state(&graph, &plan, options.kernels, &workers, &mut layers).map_err(engine)?;
+        let arena = Tensor::zero::<u8>(&[plan.len]).map_err(engine)?;
         let output = |(name, id): &(String, usize)| OutputInfo {
             name: name.clone(),
             shape: graph.values[*id].shape,
             params: Some(graph.values[*id].params),
         };
+        let outputs: Vec<OutputInfo> = graph.outputs.iter().map(output).collect();
         Ok(Self {
             state,
-            input: Arc::new(input),
+            kernels: options.kernels,
+            arena: Arc::new(arena),
             input_name: graph.input_name.clone(),
-            input_activation,
-            outputs: graph.outputs.iter().map(output).collect(),
-            output_params: graph.outputs.iter().map(|(_, id)| graph.values[*id].params).collect(),
-            results: tvec!(),
-            census: census(&graph),
+            input: plan.places[0].clone(),
+            input_params: graph.values[0].params,
+            output_places: graph.outputs.iter().map(|(_, id)| plan.places[*id].clone()).collect(),
+            dense: outputs.iter().map(|output| Vec::with_capacity(output.shape.len())).collect(),
+            reals: Vec::new(),
+            outputs,
+            census: census(&graph, &plan),
+            layers,
         })
     }
 
-    fn state(graph: &IntGraph, workers: &Workers) -> TractResult<TypedSimpleState> {
+    /// The chain of operators. Steps go in the order of the graph: the arena was planned for it.
+    fn state(
+        graph: &IntGraph,
+        plan: &ArenaPlan,
+        kernels: Kernels,
+        workers: &Workers,
+        layers: &mut Vec<LayerInfo>,
+    ) -> TractResult<TypedSimpleState> {
         let mut model = TypedModel::default();
-        let mut outlets = vec![model.add_source(&graph.input_name, u8::fact(nhwc(graph.values[0].shape)))?];
+        let mut cache = PackCache::default();
+        let mut arena = model.add_source(&graph.input_name, u8::fact([plan.len]))?;
         for step in &graph.steps {
-            let inputs: TVec<OutletId> = step.inputs.iter().map(|&id| outlets[id]).collect();
-            let op = QuantOp::new(step, &graph.values, workers);
-            // One step, one value: value ids count on with the steps.
-            outlets.extend(model.wire_node(format!("{}#{}", step.name, step.output), op, &inputs)?);
+            let op = QuantOp::new(step, (&plan.places, plan.len), kernels, workers, &mut cache);
+            let layout = plan.places[step.output].layout;
+            layers.push(LayerInfo {
+                name: step.name.clone(),
+                op: step.operator.name(),
+                kernel: op.kernel(),
+                output: layout.shape,
+                macs: macs(&step.operator, layout),
+            });
+            // One step, one value: the value's number tells parts of a split node apart.
+            arena = model.wire_node(format!("{}#{}", step.name, step.output), op, &[arena])?[0];
         }
-        let outputs: TVec<OutletId> = graph.outputs.iter().map(|(_, id)| outlets[*id]).collect();
-        model.select_output_outlets(&outputs)?;
+        model.select_output_outlets(&[arena])?;
         model.into_runnable()?.spawn()
     }
 
@@ -75,78 +105,111 @@ impl IntPlan {
     }
 
     pub(super) const fn input_shape(&self) -> Shape {
-        self.input_activation.shape
+        self.input.layout.shape
     }
 
     pub(super) const fn input_params(&self) -> QuantParams {
-        self.input_activation.params
+        self.input_params
     }
 
     pub(super) fn outputs(&self) -> &[OutputInfo] {
         &self.outputs
     }
 
+    pub(super) fn layers(&self) -> &[LayerInfo] {
+        &self.layers
+    }
+
     pub(super) fn census(&self) -> Census {
         self.census.clone()
     }
 
-    /// Runs the network; `fill` writes its input `[H, W, C]`.
-    pub(super) fn run(&mut self, fill: impl FnOnce(&mut [u8])) -> Result<(), RunError> {
-        self.finish_run(|plan| {
-            let input = plan.filled_input(fill)?;
-            plan.state.run(tvec!(input))
-        })
+    /// Runs the network on dense pixels `[H, W, C]`, mapped through a table for each channel where there are some.
+    pub(super) fn run_pixels(&mut self, pixels: &[u8], tables: Option<&[Table; 3]>) -> Result<(), RunError> {
+        let (kernels, layout) = (self.kernels, self.input.layout);
+        self.run(|input| kernels.spread_pixels(pixels, tables, &layout, input), None)?;
+        self.gather()
     }
 
-    /// As [`Self::run`]; `observe` is called after every operator with the name of its node and its kind.
-    pub(super) fn run_observed(
-        &mut self,
-        fill: impl FnOnce(&mut [u8]),
-        observe: &mut dyn FnMut(&str, &str),
-    ) -> Result<(), RunError> {
-        self.finish_run(|plan| {
-            let input = plan.filled_input(fill)?;
-            plan.state.run_plan_with_eval(tvec!(input), |context, state, node, inputs| {
-                let outputs = eval(context, state, node, inputs)?;
-                if node.op.is::<QuantOp>() {
-                    observe(&node.name, &node.op.name());
-                }
-                Ok::<_, TractError>(outputs)
-            })
-        })
+    /// As [`Self::run_pixels`]; `observe` is called after every operator with its number.
+    pub(super) fn run_observed(&mut self, pixels: &[u8], observe: &mut dyn FnMut(usize)) -> Result<(), RunError> {
+        let (kernels, layout) = (self.kernels, self.input.layout);
+        self.run(|input| kernels.spread_pixels(pixels, None, &layout, input), Some(observe))?;
+        self.gather()
     }
 
-    fn finish_run(&mut self, run: impl FnOnce(&mut Self) -> TractResult<TVec<TValue>>) -> Result<(), RunError> {
-        // Results of the last run go first, so that their buffers can be used again.
-        self.results.clear();
-        self.results = run(self).map_err(|error| RunError(format!("{error:#}")))?;
+    /// Runs the network on real values `[C, H, W]` and gives the outputs as real values `[C, H, W]`.
+    pub(super) fn run_reals(&mut self, planes: &[f32]) -> Result<&[Vec<f32>], RunError> {
+        let (kernels, layout, params) = (self.kernels, self.input.layout, self.input_params);
+        self.run(|input| kernels.quantize_planes(planes, params, &layout, input), None)?;
+        if self.reals.is_empty() {
+            self.reals = self.outputs.iter().map(|output| vec![0.0; output.shape.len()]).collect();
+        }
+        let arena = bytes(&self.arena)?;
+        for ((place, output), reals) in self.output_places.iter().zip(&self.outputs).zip(&mut self.reals) {
+            let params = output.params.unwrap_or(params);
+            self.kernels.dequantize_planes(&arena[place.bytes.clone()], params, &place.layout, reals);
+        }
+        Ok(&self.reals)
+    }
+
+    fn run(&mut self, fill: impl FnOnce(&mut [u8]), observe: Option<&mut dyn FnMut(usize)>) -> Result<(), RunError> {
+        let failed = |error: TractError| RunError(format!("{error:#}"));
+        let shared = || RunError("somebody else holds the activations".into());
+        let arena = Arc::get_mut(&mut self.arena).ok_or_else(shared)?;
+        let mut arena = arena.try_as_plain_ram_mut().map_err(failed)?;
+        let Place { bytes, layout, zero_point } = &self.input;
+        let input = &mut arena.as_slice_mut::<u8>().map_err(failed)?[bytes.clone()];
+        fill(input);
+        layout.fill_sides(&mut input[layout.body()], *zero_point);
+        layout.fill_ends(input, *zero_point);
+        // The arena travels through the plan, and every operator must be the only one to hold it.
+        let empty = Arc::new(Tensor::zero::<u8>(&[0]).map_err(failed)?);
+        let arena = std::mem::replace(&mut self.arena, empty).into_tvalue();
+        let results = match observe {
+            None => self.state.run(tvec!(arena)),
+            Some(observe) => {
+                let mut idx = 0;
+                self.state.run_plan_with_eval(tvec!(arena), |context, state, node, inputs| {
+                    let outputs = eval(context, state, node, inputs)?;
+                    if node.op.is::<QuantOp>() {
+                        observe(idx);
+                        idx += 1;
+                    }
+                    Ok::<_, TractError>(outputs)
+                })
+            }
+        };
+        let result = results.and_then(|mut results| results.pop().ok_or_else(|| TractError::msg("the arena comes back")));
+        self.arena = result.map_err(failed)?.into_arc_tensor();
         Ok(())
     }
 
-    fn filled_input(&mut self, fill: impl FnOnce(&mut [u8])) -> TractResult<TValue> {
-        if Arc::get_mut(&mut self.input).is_none() {
-            self.input = Arc::new(Tensor::zero::<u8>(&nhwc(self.input_activation.shape))?);
+    /// Copies the outputs out of the arena.
+    fn gather(&mut self) -> Result<(), RunError> {
+        let arena = bytes(&self.arena)?;
+        for (place, dense) in self.output_places.iter().zip(&mut self.dense) {
+            dense.resize(place.layout.shape.len(), 0);
+            self.kernels.gather_pixels(&arena[place.bytes.clone()], &place.layout, dense);
         }
-        let input = Arc::get_mut(&mut self.input).ok_or_else(|| TractError::msg("the input is not shared"))?;
-        fill(input.try_as_plain_ram_mut()?.as_slice_mut::<u8>()?);
-        Ok(self.input.clone().into_tvalue())
+        Ok(())
     }
 
-    /// Output `idx` of the last run: values in `[H, W, C]`.
-    pub(super) fn output(&self, idx: usize) -> (&[u8], QuantParams, Shape) {
-        let values =
-            self.results.get(idx).and_then(|value| value.try_as_plain_ram().ok()).and_then(|plain| plain.as_slice::<u8>().ok());
-        (values.unwrap_or_default(), self.output_params[idx], self.outputs[idx].shape)
+    /// Output `idx` of the last run on pixels: values in `[H, W, C]`.
+    pub(super) fn output(&self, idx: usize) -> (&[u8], QuantParams) {
+        (&self.dense[idx], self.outputs[idx].params.unwrap_or(self.input_params))
     }
 }
 
-fn census(graph: &IntGraph) -> Census {
-    let mut census = Census { activation_bytes: graph.values.iter().map(|value| value.shape.len()).sum(), ..Census::default() };
+fn bytes(arena: &Tensor) -> Result<&[u8], RunError> {
+    let failed = |error: TractError| RunError(format!("{error:#}"));
+    arena.try_as_plain_ram().map_err(failed)?.as_slice::<u8>().map_err(failed)
+}
+
+fn census(graph: &IntGraph, plan: &ArenaPlan) -> Census {
+    let mut census = Census { activation_bytes: plan.len, live_bytes: plan.live_min, ..Census::default() };
     for step in &graph.steps {
-        let macs = match &step.operator {
-            Operator::Conv(conv) => ops::macs(conv, graph.values[step.output].shape),
-            _ => 0,
-        };
+        let macs = macs(&step.operator, plan.places[step.output].layout);
         let op = step.operator.name();
         match census.ops.iter_mut().find(|count| count.op == op) {
             Some(count) => {

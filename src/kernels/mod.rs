@@ -1,11 +1,26 @@
-//! The inner loops of the network: integer operators on `u8` activations in `[H, W, C]`, channels innermost.
+//! The inner loops of the network: integer operators on `u8` activations, channels innermost.
 //!
-//! [`scalar`] is the specification: plain loops whose results every other instruction set must reproduce bit for bit.
-//! Kernels are named `<in>_<weights>_<op>`: `qu8` is a `u8` activation with one scale and zero point for the tensor,
-//! `qc8w` an `i8` weight with one scale for each output channel. They write whole rows, so that a caller can hand
-//! rows to threads; which rows a call computes never changes a bit.
+//! [`OpSpec`] says what an operator computes and [`scalar`] is the specification in code: plain loops whose results every
+//! other instruction set must reproduce bit for bit. [`Kernels::prepare`] packs weights for one instruction set and gives
+//! back a [`RowKernel`], whose rows may be computed by any thread in any order. Kernels are named
+//! `<in>_<weights>_<op>`: `qu8` is a `u8` activation with one scale and zero point for the tensor, `qc8w` an `i8` weight
+//! with one scale for each output channel. `docs/kernels.md` says how to add one.
 
+pub mod edges;
+mod layout;
+mod op;
+mod pack;
 pub mod scalar;
+#[cfg_attr(target_arch = "x86_64", expect(unsafe_code, reason = "calls vector kernels: see the safety comments"))]
+mod tiles;
+#[cfg(target_arch = "x86_64")]
+mod x86_64;
+
+pub use layout::{Halo, Layout, Shape, Window};
+pub use op::{AddTerm, ConvSpec, OpSpec, Requantization, RowKernel, Table};
+pub use pack::PackCache;
+
+use std::sync::OnceLock;
 
 /// An instruction set with kernels of its own.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -13,13 +28,28 @@ pub mod scalar;
 pub enum Isa {
     /// Plain loops: every CPU.
     Scalar,
+    /// x86-64 with AVX-512 and its byte dot product (F, BW, VL, DQ, VNNI).
+    Avx512Vnni,
 }
 
 impl Isa {
+    /// All that this build knows, the best last.
+    pub const ALL: &[Self] = &[Self::Scalar, Self::Avx512Vnni];
+
     /// Those in this build that this CPU has, the best last.
     #[must_use]
-    pub const fn available() -> &'static [Self] {
-        &[Self::Scalar]
+    pub fn available() -> Vec<Self> {
+        Self::ALL.iter().copied().filter(|isa| isa.is_available()).collect()
+    }
+
+    fn is_available(self) -> bool {
+        match self {
+            Self::Scalar => true,
+            #[cfg(target_arch = "x86_64")]
+            Self::Avx512Vnni => x86_64::avx512vnni::is_available(),
+            #[cfg(not(target_arch = "x86_64"))]
+            _ => false,
+        }
     }
 
     /// Name in reports and in `FOVEA_ISA`.
@@ -27,98 +57,65 @@ impl Isa {
     pub const fn name(self) -> &'static str {
         match self {
             Self::Scalar => "scalar",
+            Self::Avx512Vnni => "avx512vnni",
         }
     }
 }
 
-/// Rows, columns and channels of an activation.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub struct Shape {
-    /// Rows.
-    pub h: usize,
-    /// Columns.
-    pub w: usize,
-    /// Channels.
-    pub c: usize,
+/// The kernels of one instruction set. That one exists is the proof that this CPU has it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Kernels {
+    isa: Isa,
 }
 
-impl Shape {
-    /// Number of values.
-    #[must_use]
-    pub const fn len(&self) -> usize {
-        self.h * self.w * self.c
-    }
+/// What [`Kernels::choose`] was told.
+static CHOSEN: OnceLock<Kernels> = OnceLock::new();
 
-    /// Whether there are none.
-    #[must_use]
-    pub const fn is_empty(&self) -> bool {
-        self.len() == 0
-    }
-
-    /// Values in one row.
-    #[must_use]
-    pub const fn row_len(&self) -> usize {
-        self.w * self.c
+impl Default for Kernels {
+    /// Those that were chosen for the process, else the best that this CPU has.
+    fn default() -> Self {
+        *CHOSEN.get_or_init(Self::best)
     }
 }
 
-/// How a window slides over an activation.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub struct Window {
-    /// Rows and columns of the window.
-    pub kernel: (usize, usize),
-    /// Step in y and x.
-    pub stride: (usize, usize),
-    /// Distance of neighbouring taps in y and x.
-    pub dilation: (usize, usize),
-    /// Padding above, left, below, right.
-    pub pads: [usize; 4],
-}
-
-impl Window {
-    /// Rows and columns of the output for an input of `h` x `w`; `None` where the window does not fit.
+impl Kernels {
+    /// The kernels of `isa`; `None` if this CPU does not have it.
     #[must_use]
-    pub fn output(&self, h: usize, w: usize) -> Option<(usize, usize)> {
-        let side = |size: usize, before: usize, after: usize, kernel: usize, dilation: usize, stride: usize| {
-            let reach = dilation.checked_mul(kernel.checked_sub(1)?)?.checked_add(1)?;
-            let padded = size.checked_add(before)?.checked_add(after)?;
-            Some(padded.checked_sub(reach)?.checked_div(stride)? + 1)
-        };
-        let [top, left, bottom, right] = self.pads;
-        Some((
-            side(h, top, bottom, self.kernel.0, self.dilation.0, self.stride.0)?,
-            side(w, left, right, self.kernel.1, self.dilation.1, self.stride.1)?,
-        ))
+    pub fn new(isa: Isa) -> Option<Self> {
+        isa.is_available().then_some(Self { isa })
     }
 
-    /// Row of the input under tap `ky` of output row `y`; `None` in the padding.
+    /// The best that this CPU has.
     #[must_use]
-    #[inline]
-    pub const fn input_row(&self, y: usize, ky: usize, h: usize) -> Option<usize> {
-        tap(y * self.stride.0 + ky * self.dilation.0, self.pads[0], h)
+    pub fn best() -> Self {
+        Self { isa: Isa::available().last().copied().unwrap_or(Isa::Scalar) }
     }
 
-    /// Column of the input under tap `kx` of output column `x`; `None` in the padding.
-    #[must_use]
-    #[inline]
-    pub const fn input_col(&self, x: usize, kx: usize, w: usize) -> Option<usize> {
-        tap(x * self.stride.1 + kx * self.dilation.1, self.pads[1], w)
+    /// Makes these the default of the process. Only the first choice counts: gives whichever holds from now on.
+    pub fn choose(self) -> Self {
+        *CHOSEN.get_or_init(|| self)
     }
-}
 
-const fn tap(padded: usize, pad: usize, size: usize) -> Option<usize> {
-    if padded >= pad && padded - pad < size { Some(padded - pad) } else { None }
-}
+    /// Their instruction set.
+    #[must_use]
+    pub const fn isa(self) -> Isa {
+        self.isa
+    }
 
-/// How accumulators become `u8`: see [`crate::quant::requantize`].
-#[derive(Debug, Clone, PartialEq)]
-pub struct Requantization {
-    /// `(s_x x s_w[c]) / s_y`, one for each output channel.
-    pub multipliers: Vec<f32>,
-    /// Zero point of the output.
-    pub zero_point: u8,
-    /// Lowest output value; the zero point where a `ReLU` is fused.
-    pub lo: u8,
-    /// Highest output value.
-    pub hi: u8,
+    /// Prepares an operator for buffers of these layouts. What this instruction set has no kernel for is done by the
+    /// next lower one; the label says so.
+    ///
+    /// # Panics
+    /// If layouts and operator contradict each other; the loader checks them.
+    #[must_use]
+    pub fn prepare(self, op: &OpSpec, inputs: &[Layout], output: Layout, cache: &mut PackCache) -> Box<dyn RowKernel> {
+        #[cfg(target_arch = "x86_64")]
+        if self.isa == Isa::Avx512Vnni
+            && let Some(kernel) = x86_64::avx512vnni::prepare(op, inputs, output, cache)
+        {
+            return kernel;
+        }
+        let _ = cache;
+        scalar::prepare(op, inputs, output)
+    }
 }

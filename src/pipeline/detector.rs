@@ -110,7 +110,7 @@ impl Detector {
             0 => std::thread::available_parallelism().map_or(1, usize::from),
             n => n,
         };
-        let load = LoadOptions { threads, allow_float: options.allow_float };
+        let load = LoadOptions { threads, allow_float: options.allow_float, ..LoadOptions::default() };
         let executor = Executor::load(&bytes, &manifest, &load).map_err(|source| OpenError::Load { path, source })?;
         let threshold = |class: usize| options.score_threshold.unwrap_or_else(|| manifest.display_threshold(class));
         let thresholds = (0..manifest.n_classes()).map(threshold).collect();

@@ -2,6 +2,7 @@
 
 use crate::{python, read_f32, run_script};
 use fovea::executor::{LoadOptions, Network};
+use fovea::kernels::{Isa, Kernels};
 use serde::Deserialize;
 use std::path::{Path, PathBuf};
 
@@ -17,16 +18,26 @@ struct Case {
 const FLOAT_TOLERANCE: f32 = 1e-4;
 
 /// Values that differ, of how many.
-fn differing(folder: &Path, case: &Case, threads: usize) -> (usize, usize) {
+fn differing(folder: &Path, case: &Case) -> (usize, usize) {
     let file = |extension: &str| folder.join(format!("{}.{extension}", case.name));
     let bytes = std::fs::read(file("onnx")).expect("the network is there");
-    let options = LoadOptions { threads, allow_float: case.is_float };
+    let options = LoadOptions { allow_float: case.is_float, ..LoadOptions::default() };
     let mut network = Network::load(&bytes, &options).unwrap_or_else(|error| panic!("{}: {error}", case.name));
     assert_eq!(network.census().float_convs == 0, !case.is_float, "{}: {:?}", case.name, network.census());
     let (input, want) = (read_f32(&file("in")), read_f32(&file("out")));
-    let got = network.run_f32(&input).unwrap_or_else(|error| panic!("{}: {error}", case.name));
+    let got = network.run_f32(&input).unwrap_or_else(|error| panic!("{}: {error}", case.name)).to_vec();
     let again = network.run_f32(&input).expect("it runs twice");
     assert_eq!(got, again, "{}: a second run gives something else", case.name);
+    if !case.is_float {
+        for kernels in Isa::available().into_iter().filter_map(Kernels::new) {
+            for threads in [1, 3] {
+                let options = LoadOptions { threads, kernels, ..LoadOptions::default() };
+                let mut network = Network::load(&bytes, &options).expect("it loads");
+                let here = network.run_f32(&input).expect("it runs");
+                assert!(got == here, "{}: {threads} threads on {} give something else", case.name, kernels.isa().name());
+            }
+        }
+    }
     assert_eq!(got.iter().map(Vec::len).sum::<usize>(), want.len(), "{}: number of values", case.name);
     let mut want = want.as_slice();
     let (mut n_differ, mut n_values) = (0, 0);
@@ -89,7 +100,7 @@ fn networks_agree_with_onnx_runtime() {
     assert!(cases.len() > 50, "only {} cases", cases.len());
     let (mut n_exact, mut n_near, mut wrong) = (0, 0, Vec::new());
     for case in &cases {
-        let (n_differ, n_values) = differing(folder.path(), case, 1);
+        let (n_differ, n_values) = differing(folder.path(), case);
         if case.is_float {
             eprintln!("{}: {n_values} values within {FLOAT_TOLERANCE}", case.name);
         } else if case.exact {

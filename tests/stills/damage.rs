@@ -45,7 +45,7 @@ fn damage(bytes: &mut Vec<u8>, random: &mut Random) {
 
 /// Loads and, where that works, runs.
 fn try_out(bytes: &[u8], manifest: &Manifest, allow_float: bool) -> bool {
-    let options = LoadOptions { threads: 1, allow_float };
+    let options = LoadOptions { allow_float, ..LoadOptions::default() };
     if let Ok(mut executor) = Executor::load(bytes, manifest, &options) {
         let shape = executor.network().input_shape();
         return executor.run(&vec![77; shape.len()]).is_ok();

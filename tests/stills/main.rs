@@ -4,7 +4,6 @@ mod commands;
 mod damage;
 mod figures;
 mod golden;
-mod kernels;
 mod pictures;
 mod refusals;
 mod shipped;

@@ -212,7 +212,8 @@ fn over_pictures<T: Send>(
 ) -> Result<Vec<T>> {
     let per_thread = pictures.len().div_ceil(rayon::current_num_threads()).max(1);
     let run = |pictures: &[Vec<u8>]| -> Result<T> {
-        let mut network = Network::load(model, &LoadOptions { threads: 1, allow_float: true }).context("calibration")?;
+        let mut network =
+            Network::load(model, &LoadOptions { allow_float: true, ..LoadOptions::default() }).context("calibration")?;
         let cells: Vec<usize> = network.outputs().iter().map(|output| output.shape.h * output.shape.w).collect();
         let mut accumulated = start();
         let mut input = vec![0.0; pictures.first().map_or(0, Vec::len)];

@@ -157,7 +157,7 @@ fn agrees_with_onnx_runtime(folder: &Path, models: &[PathBuf]) {
         bytes.as_chunks::<4>().0.iter().map(|b| f32::from_le_bytes(*b)).collect()
     };
     for (idx, path) in models.iter().enumerate() {
-        let options = LoadOptions { threads: 1, allow_float: idx == 0 };
+        let options = LoadOptions { allow_float: idx == 0, ..LoadOptions::default() };
         let mut network = Network::load(&std::fs::read(path).unwrap(), &options).unwrap();
         let got = network.run_f32(&floats(format!("model{idx}.in"))).unwrap();
         let wanted = floats(format!("model{idx}.out"));

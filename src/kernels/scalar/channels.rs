@@ -1,53 +1,69 @@
-//! What moves or maps values without arithmetic: tables, concatenation, slices and shuffles of channels.
+//! What moves or maps values without arithmetic: tables, concatenation, slices, shuffles, interleaving, upsampling.
 
-/// `out[i] = table[input[i]]`.
-///
-/// # Panics
-/// If the two differ in length.
-pub fn qu8_table(input: &[u8], table: &[u8; 256], out: &mut [u8]) {
-    assert_eq!(input.len(), out.len(), "a value for each value");
-    for (out, &x) in out.iter_mut().zip(input) {
-        *out = table[usize::from(x)];
-    }
+use crate::kernels::op::check_buffers;
+use crate::kernels::{Layout, OpSpec, RowKernel, Table};
+
+/// `OpSpec::{Concat, Interleave, Upsample2, Slice, Shuffle, Table}`.
+#[derive(Debug)]
+pub(super) struct Channels {
+    pub op: OpSpec,
+    pub inputs: Vec<Layout>,
+    pub output: Layout,
 }
 
-/// One part of a concatenation: `row` (`[W, c]`) into channels `first..first + c` of `out` (`[W, C]`), through `table`
-/// where the part has other quantisation parameters than the whole.
-///
-/// # Panics
-/// If the part does not fit.
-pub fn qu8_concat_row(row: &[u8], c: usize, table: Option<&[u8; 256]>, first: usize, channels: usize, out: &mut [u8]) {
-    for (pixel, out) in row.chunks_exact(c).zip(out.chunks_exact_mut(channels)) {
-        let out = &mut out[first..][..c];
-        match table {
-            None => out.copy_from_slice(pixel),
-            Some(table) => qu8_table(pixel, table, out),
+impl RowKernel for Channels {
+    fn rows(&self, inputs: &[&[u8]], first: usize, out: &mut [u8]) {
+        check_buffers(inputs.iter().copied().zip(&self.inputs), first, out, &self.output);
+        let pixel = |idx: usize, y: usize, x: usize| self.inputs[idx].pixel(inputs[idx], y, x);
+        for (y, row) in (first..).zip(out.chunks_exact_mut(self.output.row_stride())) {
+            for (x, out) in self.output.pixels_mut(row).enumerate() {
+                match &self.op {
+                    OpSpec::Concat(tables) => concat((0..inputs.len()).map(|idx| pixel(idx, y, x)), tables, out),
+                    OpSpec::Interleave { first, tables } => interleave([pixel(0, y, x), pixel(1, y, x)], *first, tables, out),
+                    OpSpec::Upsample2 => out.copy_from_slice(pixel(0, y / 2, x / 2)),
+                    OpSpec::Slice { first } => out.copy_from_slice(&pixel(0, y, x)[*first..][..out.len()]),
+                    OpSpec::Shuffle { groups } => shuffle(pixel(0, y, x), *groups, out),
+                    OpSpec::Table(table) => map(pixel(0, y, x), Some(table), out),
+                    OpSpec::Conv(_) | OpSpec::MaxPool(_) | OpSpec::Add { .. } => unreachable!("not an operator on channels"),
+                }
+            }
         }
     }
-}
 
-/// Channels `first..` of `row` (`[W, C]`) into `out` (`[W, c]`).
-///
-/// # Panics
-/// If the slice does not fit.
-pub fn qu8_slice_row(row: &[u8], channels: usize, first: usize, c: usize, out: &mut [u8]) {
-    for (pixel, out) in row.chunks_exact(channels).zip(out.chunks_exact_mut(c)) {
-        out.copy_from_slice(&pixel[first..][..c]);
+    fn label(&self) -> String {
+        "scalar".into()
     }
 }
 
-/// Channel shuffle (ShuffleNet, arXiv 1707.01083, section 3.1): channel `g x (C / groups) + i` becomes `i x groups + g`.
-///
-/// # Panics
-/// If `groups` does not divide `channels`.
-pub fn qu8_shuffle_row(row: &[u8], channels: usize, groups: usize, out: &mut [u8]) {
-    assert_eq!(channels % groups, 0, "{groups} groups of {channels} channels");
-    let per_group = channels / groups;
-    for (pixel, out) in row.chunks_exact(channels).zip(out.chunks_exact_mut(channels)) {
-        for (group, part) in pixel.chunks_exact(per_group).enumerate() {
-            for (i, &x) in part.iter().enumerate() {
-                out[i * groups + group] = x;
-            }
+/// `out[i] = table[values[i]]`.
+fn map(values: &[u8], table: Option<&Table>, out: &mut [u8]) {
+    match table {
+        None => out.copy_from_slice(values),
+        Some(table) => out.iter_mut().zip(values).for_each(|(out, &x)| *out = table[usize::from(x)]),
+    }
+}
+
+fn concat<'a>(parts: impl Iterator<Item = &'a [u8]>, tables: &[Option<Box<Table>>], out: &mut [u8]) {
+    let mut rest = out;
+    for (part, table) in parts.zip(tables) {
+        let (here, after) = rest.split_at_mut(part.len());
+        map(part, table.as_deref(), here);
+        rest = after;
+    }
+}
+
+fn interleave(sides: [&[u8]; 2], first: usize, tables: &[Option<Box<Table>>; 2], out: &mut [u8]) {
+    for (i, out) in (first..).zip(out) {
+        let value = sides[i % 2][i / 2];
+        *out = tables[i % 2].as_ref().map_or(value, |table| table[usize::from(value)]);
+    }
+}
+
+fn shuffle(values: &[u8], groups: usize, out: &mut [u8]) {
+    let per_group = values.len() / groups;
+    for (group, part) in values.chunks_exact(per_group).enumerate() {
+        for (i, &x) in part.iter().enumerate() {
+            out[i * groups + group] = x;
         }
     }
 }

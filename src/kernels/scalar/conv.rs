@@ -6,7 +6,8 @@
 //! The values under the window are gathered once for each output column; each output channel is then one dot product of
 //! `i16`. Sums of 32 products at a time are what compilers turn into multiply-add instructions on every CPU.
 
-use crate::kernels::{Requantization, Shape, Window};
+use crate::kernels::op::check_buffers;
+use crate::kernels::{ConvSpec, Layout, Requantization, RowKernel, Window};
 use crate::quant::requantize;
 use std::cell::RefCell;
 
@@ -22,117 +23,116 @@ thread_local! {
     static PATCHES: RefCell<Vec<i16>> = const { RefCell::new(Vec::new()) };
 }
 
-/// Weights of a convolution, laid out for [`qu8_qc8w_conv_row`].
-#[derive(Debug, Clone, PartialEq)]
-pub struct PackedConv {
-    /// `[output channel][tap][input channel of the group]`, each output channel padded with 0 to `patch_len`.
-    weights: Vec<i16>,
-    bias: Vec<i32>,
+/// A convolution. Weights are `[output channel][tap][input channel of the group]`, each output channel padded with 0 to `patch_len`.
+#[derive(Debug)]
+pub(super) struct Conv {
+    window: Window,
+    input: Layout,
+    output: Layout,
+    zero_point: i16,
     groups: usize,
     in_per_group: usize,
     patch_len: usize,
+    weights: Vec<i16>,
+    bias: Vec<i32>,
+    requant: Requantization,
 }
 
-impl PackedConv {
-    /// Packs weights in ONNX order `[O][I / groups][kh][kw]`.
-    ///
-    /// # Panics
-    /// If the lengths do not fit together; the loader checks them.
-    #[must_use]
-    pub fn new(weights: &[i8], bias: &[i32], groups: usize, in_channels: usize, taps: usize) -> Self {
-        let in_per_group = in_channels / groups;
-        assert_eq!(weights.len(), bias.len() * in_per_group * taps, "weights are [O][I / groups][taps]");
-        let patch_len = (in_per_group * taps).next_multiple_of(CHUNK);
-        let mut packed = vec![0; bias.len() * patch_len];
-        for (o, packed) in packed.chunks_exact_mut(patch_len).enumerate() {
-            for tap in 0..taps {
-                for i in 0..in_per_group {
-                    packed[tap * in_per_group + i] = i16::from(weights[(o * in_per_group + i) * taps + tap]);
+impl Conv {
+    pub(super) fn new(spec: &ConvSpec, input: Layout, output: Layout) -> Self {
+        let (in_per_group, n_taps) = (spec.in_per_group(), spec.window.n_taps());
+        let patch_len = (in_per_group * n_taps).next_multiple_of(CHUNK);
+        let mut weights = vec![0; spec.out_channels() * patch_len];
+        for (o, patch) in weights.chunks_exact_mut(patch_len).enumerate() {
+            for (tap, values) in patch.chunks_exact_mut(in_per_group).take(n_taps).enumerate() {
+                for (i, value) in values.iter_mut().enumerate() {
+                    *value = i16::from(spec.weight(o, i, tap));
                 }
             }
         }
-        Self { weights: packed, bias: bias.to_vec(), groups, in_per_group, patch_len }
-    }
-}
-
-/// One row of a convolution: output row `y` into `out` (`[W_out, O]`).
-///
-/// # Panics
-/// If `input` or `out` are shorter than their shapes say.
-pub fn qu8_qc8w_conv_row(
-    input: &[u8],
-    shape: Shape,
-    zero_point: u8,
-    window: &Window,
-    packed: &PackedConv,
-    requant: &Requantization,
-    y: usize,
-    out: &mut [u8],
-) {
-    let out_channels = packed.bias.len();
-    let out_per_group = out_channels / packed.groups;
-    let source = Source { input, shape, zero_point, window };
-    PATCHES.with_borrow_mut(|patches| {
-        patches.clear();
-        patches.resize(X_TILE * packed.patch_len, 0);
-        for (tile_idx, out) in out.chunks_mut(X_TILE * out_channels).enumerate() {
-            for group in 0..packed.groups {
-                let n_cols = out.len() / out_channels;
-                for (dx, patch) in patches.chunks_exact_mut(packed.patch_len).enumerate().take(n_cols) {
-                    source.gather(y, tile_idx * X_TILE + dx, group * packed.in_per_group, packed.in_per_group, patch);
-                }
-                for first in (group * out_per_group..(group + 1) * out_per_group).step_by(OC_TILE) {
-                    let n = OC_TILE.min((group + 1) * out_per_group - first);
-                    tile(patches, packed, requant, first, n, out);
-                }
-            }
-        }
-    });
-}
-
-/// Output channels `first..first + n` of the columns in `out`.
-fn tile(patches: &[i16], packed: &PackedConv, requant: &Requantization, first: usize, n: usize, out: &mut [u8]) {
-    let out_channels = packed.bias.len();
-    let mut acc = [[0_i32; OC_TILE]; X_TILE];
-    let weights = packed.weights[first * packed.patch_len..][..n * packed.patch_len].chunks_exact(packed.patch_len);
-    for (o, weights) in weights.enumerate() {
-        for (patch, (acc, _)) in patches.chunks_exact(packed.patch_len).zip(acc.iter_mut().zip(out.chunks(out_channels))) {
-            acc[o] = packed.bias[first + o].wrapping_add(dot(patch, weights));
+        Self {
+            window: spec.window,
+            input,
+            output,
+            zero_point: i16::from(spec.input_zero_point),
+            groups: spec.groups,
+            in_per_group,
+            patch_len,
+            weights,
+            bias: spec.bias.clone(),
+            requant: spec.requant.clone(),
         }
     }
-    let multipliers = &requant.multipliers[first..][..n];
-    for (out, acc) in out.chunks_exact_mut(out_channels).zip(&acc) {
-        for ((out, &acc), &m) in out[first..][..n].iter_mut().zip(acc).zip(multipliers) {
-            *out = requantize(acc, m, requant.zero_point, requant.lo, requant.hi);
-        }
-    }
-}
 
-/// What a window slides over.
-struct Source<'a> {
-    input: &'a [u8],
-    shape: Shape,
-    zero_point: u8,
-    window: &'a Window,
-}
-
-impl Source<'_> {
-    /// `x - zp` of channels `first..first + n` under every tap of output column `x`, row `y`; 0 in the padding.
-    fn gather(&self, y: usize, x: usize, first: usize, n: usize, patch: &mut [i16]) {
-        let zp = i16::from(self.zero_point);
-        let (kh, kw) = self.window.kernel;
-        for (tap, patch) in patch.chunks_exact_mut(n).enumerate().take(kh * kw) {
-            let row = self.window.input_row(y, tap / kw, self.shape.h);
-            let col = self.window.input_col(x, tap % kw, self.shape.w);
+    /// `x - zp` of channels `first..` of the group under every tap of output column `x`, row `y`; 0 in the padding.
+    fn gather(&self, input: &[u8], y: usize, x: usize, first: usize, patch: &mut [i16]) {
+        let (n, (_, kw)) = (self.in_per_group, self.window.kernel);
+        for (tap, patch) in patch.chunks_exact_mut(n).enumerate().take(self.window.n_taps()) {
+            let row = self.window.input_row(y, tap / kw, self.input.shape.h);
+            let col = self.window.input_col(x, tap % kw, self.input.shape.w);
             let (Some(row), Some(col)) = (row, col) else {
                 patch.fill(0);
                 continue;
             };
-            let pixel = &self.input[(row * self.shape.w + col) * self.shape.c + first..][..n];
-            for (value, &x) in patch.iter_mut().zip(pixel) {
-                *value = i16::from(x) - zp;
+            for (value, &x) in patch.iter_mut().zip(&self.input.pixel(input, row, col)[first..][..n]) {
+                *value = i16::from(x) - self.zero_point;
             }
         }
+    }
+
+    /// Output channels `first..first + n` of neighbouring columns.
+    fn tile(&self, patches: &[i16], first: usize, n: usize, columns: &mut [&mut [u8]]) {
+        let requant = &self.requant;
+        let mut acc = [[0_i32; OC_TILE]; X_TILE];
+        let weights = self.weights[first * self.patch_len..][..n * self.patch_len].chunks_exact(self.patch_len);
+        for (o, weights) in weights.enumerate() {
+            for (patch, acc) in patches.chunks_exact(self.patch_len).zip(&mut acc).take(columns.len()) {
+                acc[o] = self.bias[first + o].wrapping_add(dot(patch, weights));
+            }
+        }
+        for (out, acc) in columns.iter_mut().zip(&acc) {
+            for ((out, &acc), &m) in out[first..][..n].iter_mut().zip(acc).zip(&requant.multipliers[first..]) {
+                *out = requantize(acc, m, requant.zero_point, requant.lo, requant.hi);
+            }
+        }
+    }
+
+    /// Neighbouring columns of output row `y`, from column `x` on.
+    fn columns(&self, input: &[u8], y: usize, x: usize, patches: &mut [i16], columns: &mut [&mut [u8]]) {
+        let out_per_group = self.bias.len() / self.groups;
+        for group in 0..self.groups {
+            for (dx, patch) in patches.chunks_exact_mut(self.patch_len).enumerate().take(columns.len()) {
+                self.gather(input, y, x + dx, group * self.in_per_group, patch);
+            }
+            for first in (group * out_per_group..(group + 1) * out_per_group).step_by(OC_TILE) {
+                let n = OC_TILE.min((group + 1) * out_per_group - first);
+                self.tile(patches, first, n, columns);
+            }
+        }
+    }
+}
+
+impl RowKernel for Conv {
+    fn rows(&self, inputs: &[&[u8]], first: usize, out: &mut [u8]) {
+        check_buffers([(inputs[0], &self.input)], first, out, &self.output);
+        PATCHES.with_borrow_mut(|patches| {
+            patches.clear();
+            patches.resize(X_TILE * self.patch_len, 0);
+            for (y, row) in (first..).zip(out.chunks_exact_mut(self.output.row_stride())) {
+                let mut pixels = self.output.pixels_mut(row);
+                let mut x = 0;
+                while let Some(pixel) = pixels.next() {
+                    let mut columns = [pixel, &mut [], &mut [], &mut []];
+                    let more = columns[1..].iter_mut().zip(&mut pixels).map(|(column, pixel)| *column = pixel).count();
+                    self.columns(inputs[0], y, x, patches, &mut columns[..=more]);
+                    x += X_TILE;
+                }
+            }
+        });
+    }
+
+    fn label(&self) -> String {
+        "scalar".into()
     }
 }
 

@@ -6,12 +6,21 @@ mod conv;
 mod depthwise;
 mod maxpool;
 mod preprocess;
-mod upsample;
 
-pub use add::{AddTerm, qu8_add};
-pub use channels::{qu8_concat_row, qu8_shuffle_row, qu8_slice_row, qu8_table};
-pub use conv::{PackedConv, qu8_qc8w_conv_row};
-pub use depthwise::{PackedDepthwise, qu8_qc8w_depthwise_row};
-pub use maxpool::qu8_maxpool_row;
 pub use preprocess::{ColorCoefficients, MID_BITS, Taps, WEIGHT_BITS, add_weighted_row, round_row, weighted_mean};
-pub use upsample::qu8_upsample2_row;
+
+use super::{Layout, OpSpec, RowKernel};
+
+/// The plain loops of an operator.
+pub(super) fn prepare(op: &OpSpec, inputs: &[Layout], output: Layout) -> Box<dyn RowKernel> {
+    let input = inputs[0];
+    match op {
+        OpSpec::Conv(spec) if spec.is_depthwise() => Box::new(depthwise::Depthwise::new(spec, input, output)),
+        OpSpec::Conv(spec) => Box::new(conv::Conv::new(spec, input, output)),
+        OpSpec::MaxPool(window) => Box::new(maxpool::MaxPool { window: *window, input, output }),
+        OpSpec::Add { terms, zero_point, lo, hi } => {
+            Box::new(add::Add { inputs: [input, inputs[1]], output, terms: *terms, zero_point: *zero_point, lo: *lo, hi: *hi })
+        }
+        _ => Box::new(channels::Channels { op: op.clone(), inputs: inputs.to_vec(), output }),
+    }
+}

@@ -37,7 +37,7 @@ impl Args {
         let graph = Graph::new(&spec);
         let folded = fold(&graph, &weights).with_context(|| dir.weights().display().to_string())?;
         let bytes = onnx::encode(&float_model(&graph, &spec, &folded, &[]));
-        let mut network = Network::load(&bytes, &LoadOptions { threads: 1, allow_float: true })
+        let mut network = Network::load(&bytes, &LoadOptions { allow_float: true, ..LoadOptions::default() })
             .context("the exported network does not load")?;
         let worst = compare(&spec, &weights, &mut network)?;
         if let Some(worst) = worst {

@@ -311,7 +311,7 @@ mod tests {
             let quantization = Quantization { activations, convs: quantize_convs(&graph, &folded) };
             let float = onnx::encode(&float_model(&graph, &spec, &folded, &[]));
             let int8 = onnx::encode(&quantized_model(&graph, &spec, &folded, &quantization));
-            let options = LoadOptions { threads: 1, allow_float: true };
+            let options = LoadOptions { allow_float: true, ..LoadOptions::default() };
             let mut float = Network::load(&float, &options).unwrap_or_else(|error| panic!("{backbone:?}: {error}"));
             let mut int8 = Network::load(&int8, &LoadOptions::default()).unwrap_or_else(|error| panic!("{backbone:?}: {error}"));
             assert_eq!(int8.census().float_convs, 0, "{backbone:?}");

@@ -1,0 +1,93 @@
+//! Where a network begins and ends: pictures and real values in, dense or real values out.
+
+use super::{Isa, Kernels, Layout, Table};
+use crate::quant::QuantParams;
+
+impl Kernels {
+    /// Real values `[C, H, W]` to quantised pixels ([`QuantParams::quantize`]); the halo is left as it is.
+    ///
+    /// # Panics
+    /// If a buffer has another size than the layout says.
+    pub fn quantize_planes(self, planes: &[f32], params: QuantParams, layout: &Layout, out: &mut [u8]) {
+        assert!(planes.len() == layout.shape.len() && out.len() >= layout.len(), "planes and pixels of one picture");
+        #[cfg(target_arch = "x86_64")]
+        if self.isa == Isa::Avx512Vnni && layout.shape.c == 3 && layout.pixel_stride == 4 {
+            x86_64::avx512vnni::quantize_rgb_planes(planes, params, layout, out);
+            return;
+        }
+        let (columns, cells) = (layout.shape.w, layout.shape.h * layout.shape.w);
+        for (y, row) in out[layout.body()].chunks_exact_mut(layout.row_stride()).enumerate() {
+            for (x, pixel) in layout.pixels_mut(row).enumerate() {
+                for (c, value) in pixel.iter_mut().enumerate() {
+                    *value = params.quantize(planes[c * cells + y * columns + x]);
+                }
+            }
+        }
+    }
+
+    /// Dense bytes `[H, W, C]` to pixels, through a table for each channel where there are some; the halo is left as it is.
+    ///
+    /// # Panics
+    /// If a buffer has another size than the layout says.
+    pub fn spread_pixels(self, dense: &[u8], tables: Option<&[Table; 3]>, layout: &Layout, out: &mut [u8]) {
+        assert!(dense.len() == layout.shape.len() && out.len() >= layout.len(), "bytes and pixels of one picture");
+        let dense_rows = dense.chunks_exact(layout.shape.w * layout.shape.c);
+        for (dense, row) in dense_rows.zip(out[layout.body()].chunks_exact_mut(layout.row_stride())) {
+            #[cfg(target_arch = "x86_64")]
+            if self.isa == Isa::Avx512Vnni && tables.is_none() && layout.shape.c == 3 && layout.pixel_stride == 4 {
+                x86_64::avx512vnni::spread_rgb_row(dense, &mut row[4 * layout.halo.left..][..4 * layout.shape.w]);
+                continue;
+            }
+            for (pixel, out) in dense.chunks_exact(layout.shape.c).zip(layout.pixels_mut(row)) {
+                match tables {
+                    None => out.copy_from_slice(pixel),
+                    Some(tables) => {
+                        for ((out, &value), table) in out.iter_mut().zip(pixel).zip(tables) {
+                            *out = table[usize::from(value)];
+                        }
+                    }
+                }
+            }
+        }
+    }
+
+    /// Pixels to dense bytes `[H, W, C]`.
+    ///
+    /// # Panics
+    /// If a buffer has another size than the layout says.
+    pub fn gather_pixels(self, values: &[u8], layout: &Layout, dense: &mut [u8]) {
+        let channels = layout.shape.c;
+        assert!(dense.len() == layout.shape.len() && values.len() >= layout.len(), "bytes and pixels of one map");
+        let rows = values[layout.body()].chunks_exact(layout.row_stride());
+        for (row, dense) in rows.zip(dense.chunks_exact_mut(layout.shape.w * channels)) {
+            let pixels = row[layout.halo.left * layout.pixel_stride..].chunks_exact(layout.pixel_stride);
+            for (pixel, dense) in pixels.zip(dense.chunks_exact_mut(channels)) {
+                dense.copy_from_slice(&pixel[..channels]);
+            }
+        }
+    }
+
+    /// Pixels to real values `[C, H, W]` ([`QuantParams::dequantize`]).
+    ///
+    /// # Panics
+    /// If a buffer has another size than the layout says.
+    pub fn dequantize_planes(self, values: &[u8], params: QuantParams, layout: &Layout, planes: &mut [f32]) {
+        assert!(planes.len() == layout.shape.len() && values.len() >= layout.len(), "planes and pixels of one map");
+        #[cfg(target_arch = "x86_64")]
+        if self.isa == Isa::Avx512Vnni && layout.pixel_stride.is_multiple_of(16) {
+            x86_64::avx512vnni::dequantize_planes(values, params, layout, planes);
+            return;
+        }
+        let (columns, cells) = (layout.shape.w, layout.shape.h * layout.shape.w);
+        for y in 0..layout.shape.h {
+            for x in 0..columns {
+                for (c, &value) in layout.pixel(values, y, x).iter().enumerate() {
+                    planes[c * cells + y * columns + x] = params.dequantize(value);
+                }
+            }
+        }
+    }
+}
+
+#[cfg(target_arch = "x86_64")]
+use super::x86_64;

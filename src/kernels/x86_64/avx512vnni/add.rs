@@ -1,0 +1,86 @@
+//! Sum of two activations: [`crate::quant::requantize_add`] on 64 channels of one pixel at a time.
+
+use super::requantize::Range;
+use crate::kernels::op::check_buffers;
+use crate::kernels::{AddTerm, Layout, RowKernel};
+use std::arch::x86_64::*;
+
+/// A sum; either side may have half the size.
+#[derive(Debug)]
+pub(super) struct Add {
+    inputs: [Layout; 2],
+    output: Layout,
+    terms: [AddTerm; 2],
+    range: (u8, u8, u8),
+}
+
+impl Add {
+    pub(super) fn new(inputs: [Layout; 2], output: Layout, terms: [AddTerm; 2], range: (u8, u8, u8)) -> Option<Self> {
+        let same = inputs.iter().all(|input| input.pixel_stride == output.pixel_stride) && output.pixel_stride.is_multiple_of(16);
+        same.then_some(Self { inputs, output, terms, range })
+    }
+}
+
+impl RowKernel for Add {
+    fn rows(&self, inputs: &[&[u8]], first: usize, out: &mut [u8]) {
+        check_buffers([(inputs[0], &self.inputs[0]), (inputs[1], &self.inputs[1])], first, out, &self.output);
+        for (y, row) in (first..).zip(out.chunks_exact_mut(self.output.row_stride())) {
+            // SAFETY: `Kernels` vouches for the CPU; the buffers were checked above.
+            unsafe { row_of(self, [inputs[0], inputs[1]], y, row) };
+        }
+    }
+
+    fn label(&self) -> String {
+        "avx512vnni 1x64".into()
+    }
+}
+
+/// One side, in every lane.
+#[derive(Clone, Copy)]
+struct Side {
+    zero_point: __m512i,
+    ratio: __m512,
+}
+
+impl Side {
+    #[target_feature(enable = "avx512f")]
+    fn new(term: AddTerm) -> Self {
+        Self { zero_point: _mm512_set1_epi32(i32::from(term.zero_point)), ratio: _mm512_set1_ps(term.ratio) }
+    }
+
+    /// `f32(q - zero point) x ratio` of 16 values.
+    #[inline]
+    #[target_feature(enable = "avx512f")]
+    fn real(self, values: __m128i) -> __m512 {
+        let steps = _mm512_sub_epi32(_mm512_cvtepu8_epi32(values), self.zero_point);
+        _mm512_mul_ps(_mm512_cvtepi32_ps(steps), self.ratio)
+    }
+}
+
+/// # Safety
+/// The CPU has the instruction set; inputs and `out` have the sizes of their layouts.
+#[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq")]
+unsafe fn row_of(add: &Add, inputs: [&[u8]; 2], y: usize, out: &mut [u8]) {
+    let (stride, range) = (add.output.pixel_stride, Range::new(add.range));
+    let sides = [Side::new(add.terms[0]), Side::new(add.terms[1])];
+    let step = |idx: usize| if add.terms[idx].is_doubled { 2 } else { 1 };
+    for x in 0..add.output.shape.w {
+        let from = |idx: usize| add.inputs[idx].offset(y / step(idx), x / step(idx));
+        let (a, b, to) = (from(0), from(1), (add.output.halo.left + x) * stride);
+        for first in (0..stride).step_by(16) {
+            // SAFETY: 16 channels of a pixel inside each buffer, whose pixels take a multiple of 16 bytes.
+            unsafe {
+                let a = sides[0].real(_mm_loadu_si128(inputs[0].as_ptr().add(a + first).cast()));
+                let b = sides[1].real(_mm_loadu_si128(inputs[1].as_ptr().add(b + first).cast()));
+                let sum = range.round(_mm512_add_ps(a, b));
+                // Within 16 bits after saturation: the narrowing keeps the order of lanes.
+                let words = _mm256_adds_epi16(_mm512_cvtsepi32_epi16(sum), _mm512_castsi512_si256(range.zero_point));
+                let words = _mm256_max_epi16(words, _mm256_setzero_si256());
+                let bytes = _mm256_cvtusepi16_epi8(words);
+                let bytes = _mm_max_epu8(bytes, _mm512_castsi512_si128(range.lo));
+                let bytes = _mm_min_epu8(bytes, _mm512_castsi512_si128(range.hi));
+                _mm_storeu_si128(out.as_mut_ptr().add(to + first).cast(), bytes);
+            }
+        }
+    }
+}

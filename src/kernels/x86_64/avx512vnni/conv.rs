@@ -1,0 +1,143 @@
+//! Convolution, direct: up to 8 pixels times up to 64 output channels in registers.
+//!
+//! For each quad of input channels under each tap: a register of weights for each 16 output channels, then for each pixel a
+//! broadcast of its four bytes and one `vpdpbusd` for each register of weights. 64 channels x 6 pixels take 24 accumulators, 4
+//! weights and a broadcast: 29 of the 32 registers, and 10 loads for 24 dot products. `vpdpbusd` takes unsigned bytes from its
+//! second operand and signed ones from its third, and only the third may be a broadcast from memory: hence weights in registers
+//! and explicit broadcasts of pixels.
+
+use super::requantize::Range;
+use crate::kernels::op::check_buffers;
+use crate::kernels::pack::{PackCache, PackedConv, Scheme};
+use crate::kernels::tiles::{Tile, TileFn, conv_rows};
+use crate::kernels::{ConvSpec, Layout, RowKernel};
+use std::arch::x86_64::*;
+
+const SCHEME: Scheme = Scheme { lanes: 16, max_registers: 4, pack_lanes: 4 };
+
+/// Pixels of a tile for blocks of so many registers.
+const fn max_pixels(registers: usize) -> usize {
+    match registers {
+        4 => 6,
+        _ => 8,
+    }
+}
+
+/// Any convolution whose input has enough halo.
+#[derive(Debug)]
+pub(super) struct Conv(PackedConv);
+
+impl Conv {
+    pub(super) fn new(spec: &ConvSpec, input: Layout, output: Layout, cache: &mut PackCache) -> Option<Self> {
+        PackedConv::new(spec, input, output, SCHEME, cache).map(Self)
+    }
+}
+
+impl RowKernel for Conv {
+    fn rows(&self, inputs: &[&[u8]], first: usize, out: &mut [u8]) {
+        let n_rows = check_buffers([(inputs[0], &self.0.input)], first, out, &self.0.output);
+        // SAFETY: `Kernels` vouches for the CPU; the buffers were checked above.
+        unsafe { conv_rows(&self.0, max_pixels, tile_fn, (inputs[0].as_ptr(), first, n_rows, out.as_mut_ptr())) };
+    }
+
+    fn label(&self) -> String {
+        let widest = self.0.weights.blocks.iter().map(|block| block.registers).max().unwrap_or(0);
+        format!("avx512vnni {}x{}", max_pixels(widest), 16 * widest)
+    }
+}
+
+/// The kernel for tiles of `pixels` x `16 registers` channels.
+fn tile_fn(registers: usize, pixels: usize) -> TileFn {
+    macro_rules! table {
+        ($($n:literal: $($p:literal)*;)*) => {
+            match (registers, pixels) {
+                $($(($n, $p) => tile::<$p, $n> as TileFn,)*)*
+                _ => unreachable!("a tile of {pixels} pixels x {registers} registers"),
+            }
+        };
+    }
+    table! { 1: 1 2 3 4 5 6 7 8; 2: 1 2 3 4 5 6 7 8; 3: 1 2 3 4 5 6 7 8; 4: 1 2 3 4 5 6; }
+}
+
+/// # Safety
+/// As [`TileFn`].
+#[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512vnni")]
+unsafe fn tile<const P: usize, const N: usize>(tile: &Tile<'_>) {
+    // SAFETY: the walk over tiles vouches for every offset, for `n_quads` weights of the block under each tap, and for the lanes of
+    // bias and multipliers.
+    unsafe {
+        let mut acc = [[_mm512_setzero_si512(); N]; P];
+        for n in 0..N {
+            let bias = _mm512_loadu_si512(tile.bias.add(16 * n).cast());
+            for acc in &mut acc {
+                acc[n] = bias;
+            }
+        }
+        let mut weights = tile.weights;
+        for &tap in tile.taps {
+            let mut pixels = [tile.input; P];
+            for p in 0..P {
+                pixels[p] = tile.input.add(tile.in_offsets[p] + tap);
+            }
+            for quad in 0..tile.n_quads {
+                let mut w = [_mm512_setzero_si512(); N];
+                for n in 0..N {
+                    w[n] = _mm512_load_si512(weights.add(64 * n).cast());
+                }
+                for p in 0..P {
+                    let x = _mm512_set1_epi32(pixels[p].add(4 * quad).cast::<i32>().read_unaligned());
+                    for n in 0..N {
+                        acc[p][n] = _mm512_dpbusd_epi32(acc[p][n], x, w[n]);
+                    }
+                }
+                weights = weights.add(64 * N);
+            }
+        }
+        let range = Range::new(tile.range);
+        let mut m = [_mm512_setzero_ps(); N];
+        for n in 0..N {
+            m[n] = _mm512_loadu_ps(tile.multipliers.add(16 * n));
+        }
+        for p in 0..P {
+            let mut q = [_mm512_setzero_si512(); 4];
+            for n in 0..N {
+                q[n] = range.scale(acc[p][n], m[n]);
+            }
+            let out = tile.out.add(tile.out_offsets[p]);
+            match N {
+                1 => _mm_storeu_si128(out.cast(), lanes_1(range.pack4(q[0], q[0], q[0], q[0]))),
+                2 => _mm256_storeu_si256(out.cast(), lanes_2(range.pack4(q[0], q[1], q[0], q[1]))),
+                3 => {
+                    let bytes = lanes_3(range.pack4(q[0], q[1], q[2], q[2]));
+                    _mm256_storeu_si256(out.cast(), _mm512_castsi512_si256(bytes));
+                    _mm_storeu_si128(out.add(32).cast(), _mm512_extracti32x4_epi32::<2>(bytes));
+                }
+                _ => _mm512_storeu_si512(out.cast(), range.pack4(q[0], q[1], q[2], q[3])),
+            }
+        }
+    }
+}
+
+/// The first four bytes of each 128-bit group.
+#[inline]
+#[target_feature(enable = "avx512f")]
+fn lanes_1(bytes: __m512i) -> __m128i {
+    let order = _mm512_setr_epi32(0, 4, 8, 12, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0);
+    _mm512_castsi512_si128(_mm512_permutexvar_epi32(order, bytes))
+}
+
+/// The first eight bytes of each 128-bit group.
+#[inline]
+#[target_feature(enable = "avx512f")]
+fn lanes_2(bytes: __m512i) -> __m256i {
+    let order = _mm512_setr_epi64(0, 2, 4, 6, 0, 0, 0, 0);
+    _mm512_castsi512_si256(_mm512_permutexvar_epi64(order, bytes))
+}
+
+/// The first twelve bytes of each 128-bit group.
+#[inline]
+#[target_feature(enable = "avx512f")]
+fn lanes_3(bytes: __m512i) -> __m512i {
+    let order = _mm512_setr_epi32(0, 1, 2, 4, 5, 6, 8, 9, 10, 12, 13, 14, 0, 0, 0, 0);
+    _mm512_permutexvar_epi32(order, bytes)
+}

@@ -1,0 +1,123 @@
+//! Real values to pixels and back, 16 pixels at a time; RGB bytes to pixels of four bytes.
+
+use crate::kernels::Layout;
+use crate::quant::QuantParams;
+use std::arch::x86_64::*;
+
+/// As `Kernels::quantize_planes`, for three planes and pixels of four bytes.
+pub(in crate::kernels) fn quantize_rgb_planes(planes: &[f32], params: QuantParams, layout: &Layout, out: &mut [u8]) {
+    let (columns, cells) = (layout.shape.w, layout.shape.h * layout.shape.w);
+    assert!(planes.len() == 3 * cells && layout.pixel_stride == 4, "three planes, four bytes a pixel");
+    for (y, row) in out[layout.body()].chunks_exact_mut(layout.row_stride()).enumerate() {
+        let plane = |c: usize| &planes[c * cells + y * columns..][..columns];
+        let row = &mut row[4 * layout.halo.left..][..4 * columns];
+        // SAFETY: only called through `Kernels`, which vouches for the CPU.
+        unsafe { quantize_row([plane(0), plane(1), plane(2)], params, row) };
+    }
+}
+
+/// # Safety
+/// The CPU has AVX-512 F.
+#[target_feature(enable = "avx512f")]
+unsafe fn quantize_row(planes: [&[f32]; 3], params: QuantParams, out: &mut [u8]) {
+    let columns = planes[0].len();
+    assert!(planes.iter().all(|plane| plane.len() == columns) && out.len() == 4 * columns, "one pixel for each column");
+    let (scale, zero_point) = (_mm512_set1_ps(params.scale), _mm512_set1_epi32(i32::from(params.zero_point)));
+    let (lo, hi) = (f32::from(params.zero_point), 255.0 - f32::from(params.zero_point));
+    let (lo, hi) = (_mm512_set1_ps(-lo), _mm512_set1_ps(hi));
+    for first in (0..columns).step_by(16) {
+        let left = columns - first;
+        let mask = if left >= 16 { u16::MAX } else { (1 << left) - 1 };
+        let mut pixels = _mm512_setzero_si512();
+        for (c, plane) in planes.iter().enumerate() {
+            // SAFETY: the mask keeps the load within the plane's row.
+            let real = unsafe { _mm512_maskz_loadu_ps(mask, plane.as_ptr().add(first)) };
+            // The second operand wins where the first is NaN.
+            let steps = _mm512_min_ps(_mm512_max_ps(_mm512_div_ps(real, scale), lo), hi);
+            let q = _mm512_add_epi32(_mm512_cvtps_epi32(steps), zero_point);
+            let shift = _mm_cvtsi32_si128(8 * i32::try_from(c).unwrap_or(0));
+            pixels = _mm512_or_si512(pixels, _mm512_sll_epi32(q, shift));
+        }
+        // SAFETY: the mask keeps the store within the row.
+        unsafe { _mm512_mask_storeu_epi32(out.as_mut_ptr().add(4 * first).cast(), mask, pixels) };
+    }
+}
+
+/// RGB bytes to pixels of four bytes.
+pub(in crate::kernels) fn spread_rgb_row(rgb: &[u8], out: &mut [u8]) {
+    assert_eq!(rgb.len() / 3, out.len() / 4, "as many pixels");
+    // SAFETY: only called through `Kernels`, which vouches for the CPU.
+    unsafe { spread_row(rgb, out) };
+}
+
+/// # Safety
+/// The CPU has AVX-512 F, BW and VL.
+#[target_feature(enable = "avx512f,avx512bw,avx512vl")]
+unsafe fn spread_row(rgb: &[u8], out: &mut [u8]) {
+    // 16 pixels are 48 bytes: each 128-bit group gets 12 of them and spreads them to 16.
+    let groups = _mm512_setr_epi32(0, 1, 2, 0, 3, 4, 5, 0, 6, 7, 8, 0, 9, 10, 11, 0);
+    let spread = _mm512_broadcast_i32x4(_mm_setr_epi8(0, 1, 2, -1, 3, 4, 5, -1, 6, 7, 8, -1, 9, 10, 11, -1));
+    for (rgb, out) in rgb.chunks(48).zip(out.chunks_mut(64)) {
+        let load = (1_u64 << rgb.len()) - 1;
+        let store = if out.len() == 64 { u64::MAX } else { (1 << out.len()) - 1 };
+        // SAFETY: the masks keep load and store within the two chunks.
+        unsafe {
+            let bytes = _mm512_maskz_loadu_epi8(load, rgb.as_ptr().cast());
+            let pixels = _mm512_shuffle_epi8(_mm512_permutexvar_epi32(groups, bytes), spread);
+            _mm512_mask_storeu_epi8(out.as_mut_ptr().cast(), store, pixels);
+        }
+    }
+}
+
+/// As `Kernels::dequantize_planes`, for pixels of a multiple of 16 bytes.
+pub(in crate::kernels) fn dequantize_planes(values: &[u8], params: QuantParams, layout: &Layout, planes: &mut [f32]) {
+    assert!(values.len() >= layout.len() && planes.len() == layout.shape.len(), "pixels and planes of one map");
+    // SAFETY: only called through `Kernels`, which vouches for the CPU; the sizes were checked.
+    unsafe { dequantize(values, params, layout, planes) };
+}
+
+/// # Safety
+/// The CPU has AVX-512 F and BW; the buffers have the sizes of the layout, whose pixels take a multiple of 16 bytes.
+#[target_feature(enable = "avx512f,avx512bw")]
+unsafe fn dequantize(values: &[u8], params: QuantParams, layout: &Layout, planes: &mut [f32]) {
+    let (columns, cells, channels) = (layout.shape.w, layout.shape.h * layout.shape.w, layout.shape.c);
+    let (scale, zero_point) = (_mm512_set1_ps(params.scale), _mm512_set1_epi32(i32::from(params.zero_point)));
+    for y in 0..layout.shape.h {
+        for x in (0..columns).step_by(16) {
+            let n = (columns - x).min(16);
+            let mask = if n == 16 { u16::MAX } else { (1 << n) - 1 };
+            for first in (0..channels).step_by(16) {
+                let mut rows = [_mm_setzero_si128(); 16];
+                for (dx, row) in rows.iter_mut().enumerate().take(n) {
+                    // SAFETY: 16 bytes of a pixel inside the map.
+                    *row = unsafe { _mm_loadu_si128(values.as_ptr().add(layout.offset(y, x + dx) + first).cast()) };
+                }
+                let columns_of = transpose(rows);
+                for (c, &column) in columns_of.iter().enumerate().take(channels - first) {
+                    let steps = _mm512_sub_epi32(_mm512_cvtepu8_epi32(column), zero_point);
+                    let real = _mm512_mul_ps(scale, _mm512_cvtepi32_ps(steps));
+                    let at = (first + c) * cells + y * columns + x;
+                    // SAFETY: the mask keeps the store within the plane's row.
+                    unsafe { _mm512_mask_storeu_ps(planes.as_mut_ptr().add(at), mask, real) };
+                }
+            }
+        }
+    }
+}
+
+/// 16 x 16 bytes, rows to columns.
+#[inline]
+#[target_feature(enable = "avx512f,avx512bw")]
+fn transpose(rows: [__m128i; 16]) -> [__m128i; 16] {
+    // Four rounds of perfect shuffles of rows i and i + 8 turn the index around.
+    let mut from = rows;
+    for _ in 0..4 {
+        let mut to = from;
+        for i in 0..8 {
+            to[2 * i] = _mm_unpacklo_epi8(from[i], from[i + 8]);
+            to[2 * i + 1] = _mm_unpackhi_epi8(from[i], from[i + 8]);
+        }
+        from = to;
+    }
+    from
+}

@@ -1,0 +1,53 @@
+//! AVX-512 with the byte dot product `vpdpbusd`: F, BW, VL, DQ, VNNI (Ice Lake and later, Zen 4 and later).
+//!
+//! Every `prepare` is called through [`Kernels`](crate::kernels::Kernels), which exists only where [`is_available`] holds:
+//! that is what each safe function here rests on when it enters a `target_feature` function.
+
+mod add;
+mod channels;
+mod conv;
+mod depthwise;
+mod edges;
+mod maxpool;
+mod requantize;
+
+pub(in crate::kernels) use edges::{dequantize_planes, quantize_rgb_planes, spread_rgb_row};
+
+use crate::kernels::{Layout, OpSpec, PackCache, RowKernel};
+use std::arch::is_x86_feature_detected;
+
+/// Whether this CPU has all that the kernels of this folder use.
+pub(in crate::kernels) fn is_available() -> bool {
+    is_x86_feature_detected!("avx512f")
+        && is_x86_feature_detected!("avx512bw")
+        && is_x86_feature_detected!("avx512vl")
+        && is_x86_feature_detected!("avx512dq")
+        && is_x86_feature_detected!("avx512vnni")
+}
+
+/// The kernel for an operator, where this instruction set has one.
+pub(in crate::kernels) fn prepare(
+    op: &OpSpec,
+    inputs: &[Layout],
+    output: Layout,
+    cache: &mut PackCache,
+) -> Option<Box<dyn RowKernel>> {
+    let input = inputs[0];
+    match op {
+        OpSpec::Conv(spec) if spec.is_depthwise() => boxed(depthwise::Depthwise::new(spec, input, output)),
+        OpSpec::Conv(spec) => boxed(conv::Conv::new(spec, input, output, cache)),
+        OpSpec::MaxPool(window) => boxed(maxpool::MaxPool::new(*window, input, output)),
+        OpSpec::Add { terms, zero_point, lo, hi } => {
+            boxed(add::Add::new([input, inputs[1]], output, *terms, (*zero_point, *lo, *hi)))
+        }
+        OpSpec::Interleave { first, tables } => {
+            boxed(channels::Interleave::new([input, inputs[1]], output, *first, tables.clone()))
+        }
+        OpSpec::Table(table) => boxed(channels::TableLookup::new(input, output, table)),
+        _ => None,
+    }
+}
+
+fn boxed<K: RowKernel + 'static>(kernel: Option<K>) -> Option<Box<dyn RowKernel>> {
+    kernel.map(|kernel| Box::new(kernel) as Box<dyn RowKernel>)
+}

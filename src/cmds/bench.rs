@@ -39,6 +39,9 @@ pub(crate) struct Args {
     /// With --model-only: print {"ready":1}, then for every line `<seconds>` on stdin {"wall":ms,"cpu":ms,"n":count}.
     #[arg(long, conflicts_with_all = ["json", "seconds"])]
     worker: bool,
+    /// With --model-only: print every layer instead of the slowest (--json always has all).
+    #[arg(long)]
+    layers: bool,
     #[command(flatten)]
     model: run::ModelArgs,
     /// `max`: every frame, as fast as it goes; `live`: frames come at their own pace and the newest wins.
@@ -66,11 +69,12 @@ impl Args {
                 native_io: self.native_io,
                 worker: self.worker,
                 allow_float: self.model.allow_float,
+                all_layers: self.layers,
             });
         }
-        if self.native_io || self.worker {
+        if self.native_io || self.worker || self.layers {
             return Err(Failure::request(anyhow::anyhow!(
-                "--native-io and --worker measure a network alone: name it with --model-only"
+                "--native-io, --worker and --layers are about a network alone: name it with --model-only"
             )));
         }
         let source = self.source.as_deref().unwrap_or_default();

@@ -4,7 +4,8 @@ use super::Failure;
 use super::model_file::{Loaded, ModelFile};
 use super::output::{ResultFile, write_report};
 use anyhow::Context;
-use fovea::executor::LoadOptions;
+use fovea::executor::{LayerInfo, LoadOptions};
+use fovea::kernels::Kernels;
 use fovea::pipeline::clock::{Stopwatch, process_cpu_time};
 use serde::Serialize;
 use std::fmt::Write as _;
@@ -29,6 +30,8 @@ pub(crate) struct ModelArgs {
     pub(crate) worker: bool,
     /// Accept a network that runs in float.
     pub(crate) allow_float: bool,
+    /// Print every layer instead of the slowest.
+    pub(crate) all_layers: bool,
 }
 
 /// The result, as `--json` writes it.
@@ -42,8 +45,12 @@ struct Report {
     threads: usize,
     isa: &'static str,
     native_io: bool,
+    /// What one thread of this machine reaches in registers, with the kernels' own instruction; 0 where it is not known.
+    peak_gmacs_per_s: f64,
     #[serde(skip_serializing_if = "Vec::is_empty")]
     ops: Vec<OpTime>,
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    layers: Vec<LayerTime>,
 }
 
 #[derive(Debug, Serialize)]
@@ -55,10 +62,25 @@ struct Quantiles {
     max: f64,
 }
 
-/// Time of one kind of operator in one run: the least of all runs, layer by layer.
+/// Time of one layer: the least of all runs.
+#[derive(Debug, Clone, Serialize)]
+struct LayerTime {
+    name: String,
+    op: &'static str,
+    kernel: String,
+    /// Rows, columns, channels of its output.
+    output: [usize; 3],
+    macs: usize,
+    ms: f64,
+    gmacs_per_s: f64,
+    /// Share of what all threads together could reach, in percent.
+    peak_percent: f64,
+}
+
+/// Time of one kind of operator in one run: the sum of its layers.
 #[derive(Debug, Serialize)]
 struct OpTime {
-    op: String,
+    op: &'static str,
     count: usize,
     ms: f64,
 }
@@ -79,7 +101,8 @@ pub(crate) fn run(args: &ModelArgs) -> Result<(), Failure> {
         return worker(&mut bench);
     }
     let times = bench.measure(args.seconds)?;
-    let ops = bench.profile()?;
+    let peak = measure_peak();
+    let layers = bench.profile(peak * count_as_f64(threads))?;
     let census = bench.loaded.network().census();
     let report = Report {
         model: file.name(),
@@ -90,9 +113,11 @@ pub(crate) fn run(args: &ModelArgs) -> Result<(), Failure> {
         threads,
         isa: super::effective_isa().name(),
         native_io: args.native_io,
-        ops,
+        peak_gmacs_per_s: peak,
+        ops: by_operator(&layers),
+        layers,
     };
-    write_report(json, &report, &table(&report))
+    write_report(json, &report, &table(&report, args.all_layers))
 }
 
 /// One network and one input.
@@ -174,40 +199,73 @@ impl Bench {
         Ok(times)
     }
 
-    /// Time by kind of operator, slowest first; empty in float.
-    fn profile(&mut self) -> Result<Vec<OpTime>, Failure> {
-        const N_RUNS: usize = 5;
+    /// Time of every layer, in order; empty in float. `peak` is in GMAC/s.
+    fn profile(&mut self, peak: f64) -> Result<Vec<LayerTime>, Failure> {
+        const N_RUNS: usize = 20;
         let network = self.loaded.network_mut();
         let Some(params) = network.input_params() else { return Ok(Vec::new()) };
         let input = match &self.bytes {
             Some(bytes) => bytes.clone(),
             None => vec![params.zero_point; network.input_shape().len()],
         };
-        let mut layers: Vec<(String, Duration)> =
-            network.layers().iter().map(|layer| (layer.op.to_owned(), Duration::MAX)).collect();
+        let mut least = vec![Duration::MAX; network.layers().len()];
         for _ in 0..N_RUNS {
             let mut stopwatch = Stopwatch::start();
             let mut observe = |idx: usize| {
                 let lap = stopwatch.lap();
-                if let Some((_, least)) = layers.get_mut(idx) {
+                if let Some(least) = least.get_mut(idx) {
                     *least = lap.min(*least);
                 }
             };
             network.run_u8(&input, Some(&mut observe)).map_err(Failure::failed)?;
         }
-        let mut ops: Vec<OpTime> = Vec::new();
-        for (op, least) in layers {
-            match ops.iter_mut().find(|time| time.op == op) {
-                Some(time) => {
-                    time.count += 1;
-                    time.ms += ms(least);
-                }
-                None => ops.push(OpTime { op, count: 1, ms: ms(least) }),
+        let layer = |(layer, &least): (&LayerInfo, &Duration)| {
+            let gmacs_per_s = count_as_f64(layer.macs) / (1e6 * ms(least).max(1e-9));
+            LayerTime {
+                name: layer.name.clone(),
+                op: layer.op,
+                kernel: layer.kernel.clone(),
+                output: [layer.output.h, layer.output.w, layer.output.c],
+                macs: layer.macs,
+                ms: ms(least),
+                gmacs_per_s,
+                peak_percent: if peak > 0.0 { 100.0 * gmacs_per_s / peak } else { 0.0 },
             }
-        }
-        ops.sort_by(|a, b| b.ms.total_cmp(&a.ms));
-        Ok(ops)
+        };
+        Ok(network.layers().iter().zip(&least).map(layer).collect())
     }
+}
+
+/// Time by kind of operator, slowest first.
+fn by_operator(layers: &[LayerTime]) -> Vec<OpTime> {
+    let mut ops: Vec<OpTime> = Vec::new();
+    for layer in layers {
+        match ops.iter_mut().find(|time| time.op == layer.op) {
+            Some(time) => {
+                time.count += 1;
+                time.ms += layer.ms;
+            }
+            None => ops.push(OpTime { op: layer.op, count: 1, ms: layer.ms }),
+        }
+    }
+    ops.sort_by(|a, b| b.ms.total_cmp(&a.ms));
+    ops
+}
+
+/// GMAC/s of one thread with operands in registers: the best of many short bursts, which other work cannot all disturb.
+fn measure_peak() -> f64 {
+    let kernels = Kernels::default();
+    let burst = |_| {
+        let mut stopwatch = Stopwatch::start();
+        let macs = kernels.saturate();
+        count_as_f64(macs) / (1e6 * ms(stopwatch.lap()).max(1e-9))
+    };
+    (0..2000).map(burst).fold(0.0, f64::max)
+}
+
+#[expect(clippy::cast_precision_loss, reason = "figures for people")]
+const fn count_as_f64(n: usize) -> f64 {
+    n as f64
 }
 
 /// Answers each line `<seconds>` on stdin with one line `{"wall":ms,"cpu":ms,"n":count}`: the least of each.
@@ -231,19 +289,52 @@ fn ms(time: Duration) -> f64 {
     1e3 * time.as_secs_f64()
 }
 
+/// Layers that are shown unless all are asked for.
+const N_SLOWEST: usize = 12;
+
 /// The result for people.
-#[expect(clippy::cast_precision_loss, reason = "figures for people")]
-fn table(report: &Report) -> String {
+fn table(report: &Report, all_layers: bool) -> String {
     let Quantiles { min, p50, p90, p99, max } = report.wall_ms;
     let mut text = String::new();
     // Writing to a string cannot fail.
     let _ = writeln!(text, "{}: {} runs, {} threads, kernels {}", report.model, report.frames, report.threads, report.isa);
     let _ = writeln!(text, "wall ms  min {min:.2}  p50 {p50:.2}  p90 {p90:.2}  p99 {p99:.2}  max {max:.2}");
-    let rate = report.macs as f64 / (1e6 * min.max(1e-9));
-    let _ =
-        writeln!(text, "CPU ms   min {:.2}; {:.1} million MACs, {rate:.1} GMAC/s", report.cpu_ms_min, report.macs as f64 / 1e6);
+    let rate = count_as_f64(report.macs) / (1e6 * min.max(1e-9));
+    let mmacs = count_as_f64(report.macs) / 1e6;
+    let _ = write!(text, "CPU ms   min {:.2}; {mmacs:.1} million MACs, {rate:.1} GMAC/s", report.cpu_ms_min);
+    let peak = report.peak_gmacs_per_s * count_as_f64(report.threads);
+    let _ = if peak > 0.0 {
+        writeln!(text, ", {:.0} % of the {peak:.1} that this machine reaches in registers", 100.0 * rate / peak)
+    } else {
+        writeln!(text)
+    };
     for OpTime { op, count, ms } in &report.ops {
         let _ = writeln!(text, "  {op:<16} {count:>4} {ms:>9.3} ms");
+    }
+    if report.layers.is_empty() {
+        return text;
+    }
+    let mut layers: Vec<(usize, &LayerTime)> = report.layers.iter().enumerate().collect();
+    if !all_layers {
+        layers.sort_by(|(_, a), (_, b)| b.ms.total_cmp(&a.ms));
+        layers.truncate(N_SLOWEST);
+        let _ = writeln!(text, "slowest layers (all with --layers):");
+    }
+    let _ = writeln!(
+        text,
+        "{:>4}  {:<16} {:<18} {:>13} {:>9} {:>9} {:>7} {:>6}  node",
+        "", "operator", "kernel", "output", "MMAC", "ms", "GMAC/s", "% peak"
+    );
+    for (idx, layer) in layers {
+        let [h, w, c] = layer.output;
+        let _ = write!(text, "{idx:>4}  {:<16} {:<18} {:>13}", layer.op, layer.kernel, format!("{h}x{w}x{c}"));
+        let _ = if layer.macs > 0 {
+            let LayerTime { ms, gmacs_per_s, peak_percent, .. } = layer;
+            write!(text, " {:>9.2} {ms:>9.4} {gmacs_per_s:>7.1} {peak_percent:>6.0}", count_as_f64(layer.macs) / 1e6)
+        } else {
+            write!(text, " {:>9} {:>9.4} {:>7} {:>6}", "", layer.ms, "", "")
+        };
+        let _ = writeln!(text, "  {}", layer.name);
     }
     text
 }

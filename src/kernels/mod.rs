@@ -102,6 +102,17 @@ impl Kernels {
         self.isa
     }
 
+    /// Multiplies numbers in registers for some ten microseconds and gives how many multiplications that was: what one thread
+    /// can reach at most with these kernels' own dot product. 0 where that is not known.
+    #[must_use]
+    pub fn saturate(self) -> usize {
+        match self.isa {
+            #[cfg(target_arch = "x86_64")]
+            Isa::Avx512Vnni => x86_64::avx512vnni::saturate(),
+            _ => 0,
+        }
+    }
+
     /// Prepares an operator for buffers of these layouts. What this instruction set has no kernel for is done by the
     /// next lower one; the label says so.
     ///

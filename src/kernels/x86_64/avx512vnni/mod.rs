@@ -15,6 +15,8 @@ pub(in crate::kernels) use edges::{dequantize_planes, quantize_rgb_planes, sprea
 
 use crate::kernels::{Layout, OpSpec, PackCache, RowKernel};
 use std::arch::is_x86_feature_detected;
+use std::arch::x86_64::*;
+use std::hint::black_box;
 
 /// Whether this CPU has all that the kernels of this folder use.
 pub(in crate::kernels) fn is_available() -> bool {
@@ -50,4 +52,30 @@ pub(in crate::kernels) fn prepare(
 
 fn boxed<K: RowKernel + 'static>(kernel: Option<K>) -> Option<Box<dyn RowKernel>> {
     kernel.map(|kernel| Box::new(kernel) as Box<dyn RowKernel>)
+}
+
+/// As `Kernels::saturate`.
+pub(in crate::kernels) fn saturate() -> usize {
+    /// # Safety
+    /// The CPU has the instruction set.
+    #[target_feature(enable = "avx512f,avx512vnni")]
+    unsafe fn rounds(n: usize) -> __m512i {
+        // Enough sums to hide the latency of each.
+        let mut sums = [_mm512_set1_epi8(1); 16];
+        let (x, w) = (black_box(_mm512_set1_epi8(3)), black_box(_mm512_set1_epi8(5)));
+        for _ in 0..n {
+            for sum in &mut sums {
+                *sum = _mm512_dpbusd_epi32(*sum, x, w);
+            }
+        }
+        let mut all = sums[0];
+        for sum in sums {
+            all = _mm512_add_epi32(all, sum);
+        }
+        all
+    }
+    const ROUNDS: usize = 2000;
+    // SAFETY: only called through `Kernels`, which vouches for the CPU.
+    black_box(unsafe { rounds(black_box(ROUNDS)) });
+    ROUNDS * 16 * 64
 }

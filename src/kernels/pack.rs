@@ -42,21 +42,31 @@ pub(super) struct Scheme {
     pub max_registers: usize,
     /// Lanes that one byte-packing instruction keeps together: the lane of channel `c` follows from it, see [`Scheme::channel`].
     pub pack_lanes: usize,
+    /// Whether the last register of a block may be used by half, its lanes in order of channels.
+    pub halves: bool,
 }
 
 impl Scheme {
-    /// Channel within a block of `n` registers that register `r`, lane `lane` holds, so that packing 32-bit lanes to
-    /// bytes register by register, within groups of `pack_lanes` lanes, leaves channels in order.
-    pub(super) const fn channel(&self, n: usize, r: usize, lane: usize) -> usize {
+    /// Channel that register `r`, lane `lane` of a block holds, counted from the block's first: such that packing 32-bit
+    /// lanes to bytes register by register, within groups of `pack_lanes` lanes, leaves channels in order. `None` where it
+    /// holds none.
+    fn channel(&self, block: &Block, r: usize, lane: usize) -> Option<usize> {
+        let full = block.registers - usize::from(block.has_half);
+        if r == full {
+            return (lane < self.lanes / 2).then_some(full * self.lanes + lane);
+        }
         let (group, within) = (lane / self.pack_lanes, lane % self.pack_lanes);
-        group * self.pack_lanes * n + r * self.pack_lanes + within
+        Some(group * self.pack_lanes * full + r * self.pack_lanes + within)
     }
 
-    /// Cuts `channels` into blocks as even as they can be: their numbers of registers.
-    fn cut(&self, channels: usize) -> Vec<usize> {
-        let registers = channels.div_ceil(self.lanes);
-        let blocks = registers.div_ceil(self.max_registers);
-        (0..blocks).map(|idx| (registers * (idx + 1)) / blocks - (registers * idx) / blocks).collect()
+    /// Cuts `channels` into blocks as even as they can be: their numbers of registers, and whether the last is used by half.
+    fn cut(&self, channels: usize) -> Vec<(usize, bool)> {
+        let per_register = if self.halves { 2 } else { 1 };
+        let units = channels.div_ceil(self.lanes / per_register);
+        let blocks = units.div_ceil(self.max_registers * per_register);
+        // The larger first: they start at whole registers.
+        let sizes = (0..blocks).map(|idx| units / blocks + usize::from(idx < units % blocks));
+        sizes.map(|units| (units.div_ceil(per_register), !units.is_multiple_of(per_register))).collect()
     }
 }
 
@@ -65,8 +75,10 @@ impl Scheme {
 pub(super) struct Block {
     /// First output channel.
     pub first: usize,
-    /// Registers of output channels.
+    /// Registers of output channels, a half one included.
     pub registers: usize,
+    /// Whether only the lower half of the last register is used.
+    pub has_half: bool,
     /// Quads of input channels that they read. All but these have weight 0: grouped convolutions.
     pub quads: Range<usize>,
     /// First byte of its weights.
@@ -85,23 +97,26 @@ impl PackedWeights {
         let (out_channels, in_per_group, n_taps) = (spec.out_channels(), spec.in_per_group(), spec.window.n_taps());
         let out_per_group = out_channels / spec.groups;
         let (mut bytes, mut blocks, mut first) = (Vec::new(), Vec::new(), 0);
-        for registers in scheme.cut(out_channels) {
-            let last = out_channels.min(first + registers * scheme.lanes) - 1;
-            let channels = first / out_per_group * in_per_group..(last / out_per_group + 1) * in_per_group;
-            let quads = channels.start / 4..channels.end.div_ceil(4);
-            blocks.push(Block { first, registers, quads: quads.clone(), weights: bytes.len() });
+        for (registers, has_half) in scheme.cut(out_channels) {
+            let channels = registers * scheme.lanes - if has_half { scheme.lanes / 2 } else { 0 };
+            let last = out_channels.min(first + channels) - 1;
+            let read = first / out_per_group * in_per_group..(last / out_per_group + 1) * in_per_group;
+            let quads = read.start / 4..read.end.div_ceil(4);
+            let block = Block { first, registers, has_half, quads: quads.clone(), weights: bytes.len() };
             for tap in 0..n_taps {
                 for quad in quads.clone() {
                     for (r, lane) in (0..registers).flat_map(|r| (0..scheme.lanes).map(move |lane| (r, lane))) {
-                        let o = first + scheme.channel(registers, r, lane);
+                        let o = scheme.channel(&block, r, lane).map(|c| first + c).filter(|&o| o < out_channels);
                         bytes.extend((4 * quad..4 * quad + 4).map(|i| {
-                            let within = i.checked_sub(o / out_per_group * in_per_group).filter(|&i| i < in_per_group);
-                            within.filter(|_| o < out_channels).map_or(0, |i| spec.weight(o, i, tap))
-                        }));
+                            let o = o?;
+                            let within = i.checked_sub(o / out_per_group * in_per_group).filter(|&i| i < in_per_group)?;
+                            Some(spec.weight(o, within, tap))
+                        }).map(Option::unwrap_or_default));
                     }
                 }
             }
-            first += registers * scheme.lanes;
+            blocks.push(block);
+            first += channels;
         }
         Self { bytes: AlignedBytes::new(&bytes), blocks }
     }
@@ -111,8 +126,8 @@ impl PackedWeights {
         let mut lanes = Vec::new();
         for block in &self.blocks {
             for (r, lane) in (0..block.registers).flat_map(|r| (0..scheme.lanes).map(move |lane| (r, lane))) {
-                let o = block.first + scheme.channel(block.registers, r, lane);
-                lanes.push(if o < n { value(o) } else { zero });
+                let o = scheme.channel(block, r, lane).map(|c| block.first + c).filter(|&o| o < n);
+                lanes.push(o.map_or(zero, &value));
             }
         }
         lanes
@@ -150,6 +165,9 @@ pub(super) struct PackedConv {
     pub zero_point: u8,
     pub lo: u8,
     pub hi: u8,
+    /// No accumulator times its multiplier can leave the range of `i32`, and the output has no limits of its own: what
+    /// saturating packs do is all that is left of the clamp.
+    pub is_plain: bool,
 }
 
 impl PackedConv {
@@ -184,6 +202,18 @@ impl PackedConv {
             zero_point: spec.requant.zero_point,
             lo: spec.requant.lo,
             hi: spec.requant.hi,
+            is_plain: spec.requant.lo == 0 && spec.requant.hi == u8::MAX && is_bounded(spec),
         })
     }
+}
+
+/// Whether `accumulator x multiplier` stays within `i32` whatever the input, with room for the rounding of both.
+pub(super) fn is_bounded(spec: &ConvSpec) -> bool {
+    let per_channel = spec.in_per_group() * spec.window.n_taps();
+    let reach = |o: usize| {
+        let weights = &spec.weights[o * per_channel..][..per_channel];
+        255 * weights.iter().map(|&w| i64::from(w).abs()).sum::<i64>() + i64::from(spec.bias[o]).abs()
+    };
+    #[expect(clippy::cast_precision_loss, reason = "a bound with a factor of two to spare")]
+    (0..spec.out_channels()).all(|o| reach(o) as f64 * f64::from(spec.requant.multipliers[o]) < 1e9)
 }

@@ -3,7 +3,7 @@
 //! What a tile computes is the kernel's business; this module says where its pixels lie. Tiles go on from one row to
 //! the next, so that narrow maps fill them as well as wide ones.
 
-use super::pack::PackedConv;
+use super::pack::{Block, PackedConv};
 
 /// Most pixels of one tile.
 pub(super) const MAX_PIXELS: usize = 8;
@@ -31,6 +31,8 @@ pub(super) struct Tile<'a> {
     pub multipliers: *const f32,
     /// Zero point of the output, lowest and highest value.
     pub range: (u8, u8, u8),
+    /// Whether saturation is all the clamping there is.
+    pub is_plain: bool,
     /// The first output row's buffer.
     pub out: *mut u8,
     /// Bytes from `out` to each pixel's first channel of the block.
@@ -43,7 +45,7 @@ pub(super) struct Tile<'a> {
 /// The CPU has the kernel's instruction set; the tile comes from [`conv_rows`].
 pub(super) type TileFn = unsafe fn(&Tile<'_>);
 
-/// Computes output rows `first..first + n_rows` with tiles of at most `max_pixels(registers)` pixels; `tile(registers, pixels)` is the
+/// Computes output rows `first..first + n_rows` with tiles of at most `max_pixels(registers)` pixels; `tile(block, pixels)` is the
 /// kernel for a tile of that size.
 ///
 /// # Safety
@@ -52,7 +54,7 @@ pub(super) type TileFn = unsafe fn(&Tile<'_>);
 pub(super) unsafe fn conv_rows(
     conv: &PackedConv,
     max_pixels: impl Fn(usize) -> usize,
-    tile: impl Fn(usize, usize) -> TileFn,
+    tile: impl Fn(&Block, usize) -> TileFn,
     (input, first, n_rows, out): (*const u8, usize, usize, *mut u8),
 ) {
     let (width, in_row) = (conv.output.shape.w, conv.input.row_stride());
@@ -65,7 +67,7 @@ pub(super) unsafe fn conv_rows(
         let mut lane = 0;
         for block in &conv.weights.blocks {
             let (most, n_pixels) = (max_pixels(block.registers), rows * width);
-            let full = tile(block.registers, most);
+            let full = tile(block, most);
             let mut walk = Tile {
                 input,
                 in_offsets: [0; MAX_PIXELS],
@@ -76,6 +78,7 @@ pub(super) unsafe fn conv_rows(
                 bias: conv.bias[lane..].as_ptr(),
                 multipliers: conv.multipliers[lane..].as_ptr(),
                 range: (conv.zero_point, conv.lo, conv.hi),
+                is_plain: conv.is_plain,
                 out,
                 out_offsets: [0; MAX_PIXELS],
             };
@@ -99,7 +102,7 @@ pub(super) unsafe fn conv_rows(
                         out_offset += conv.output.pixel_stride;
                     }
                 }
-                let run = if n == most { full } else { tile(block.registers, n) };
+                let run = if n == most { full } else { tile(block, n) };
                 // SAFETY: the caller vouches for the CPU and the buffers; the offsets are those of pixels inside them, and
                 // the window of each lies inside the input with its halo (checked when the weights were packed).
                 unsafe { run(&walk) };

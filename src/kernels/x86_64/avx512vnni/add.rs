@@ -61,7 +61,7 @@ impl Side {
 /// The CPU has the instruction set; inputs and `out` have the sizes of their layouts.
 #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq")]
 unsafe fn row_of(add: &Add, inputs: [&[u8]; 2], y: usize, out: &mut [u8]) {
-    let (stride, range) = (add.output.pixel_stride, Range::new(add.range));
+    let (stride, range) = (add.output.pixel_stride, Range::<false>::new(add.range));
     let sides = [Side::new(add.terms[0]), Side::new(add.terms[1])];
     let step = |idx: usize| if add.terms[idx].is_doubled { 2 } else { 1 };
     for x in 0..add.output.shape.w {
@@ -72,13 +72,7 @@ unsafe fn row_of(add: &Add, inputs: [&[u8]; 2], y: usize, out: &mut [u8]) {
             unsafe {
                 let a = sides[0].real(_mm_loadu_si128(inputs[0].as_ptr().add(a + first).cast()));
                 let b = sides[1].real(_mm_loadu_si128(inputs[1].as_ptr().add(b + first).cast()));
-                let sum = range.round(_mm512_add_ps(a, b));
-                // Within 16 bits after saturation: the narrowing keeps the order of lanes.
-                let words = _mm256_adds_epi16(_mm512_cvtsepi32_epi16(sum), _mm512_castsi512_si256(range.zero_point));
-                let words = _mm256_max_epi16(words, _mm256_setzero_si256());
-                let bytes = _mm256_cvtusepi16_epi8(words);
-                let bytes = _mm_max_epu8(bytes, _mm512_castsi512_si128(range.lo));
-                let bytes = _mm_min_epu8(bytes, _mm512_castsi512_si128(range.hi));
+                let bytes = range.bytes(_mm512_add_ps(a, b));
                 _mm_storeu_si128(out.as_mut_ptr().add(to + first).cast(), bytes);
             }
         }

@@ -4,16 +4,17 @@
 //! broadcast of its four bytes and one `vpdpbusd` for each register of weights. 64 channels x 6 pixels take 24 accumulators, 4
 //! weights and a broadcast: 29 of the 32 registers, and 10 loads for 24 dot products. `vpdpbusd` takes unsigned bytes from its
 //! second operand and signed ones from its third, and only the third may be a broadcast from memory: hence weights in registers
-//! and explicit broadcasts of pixels.
+//! and explicit broadcasts of pixels. Where the last register would be at most half full, 256-bit instructions take its place: they cost
+//! half as much on cores that split 512-bit ones, and no more on others.
 
 use super::requantize::Range;
 use crate::kernels::op::check_buffers;
-use crate::kernels::pack::{PackCache, PackedConv, Scheme};
+use crate::kernels::pack::{Block, PackCache, PackedConv, Scheme};
 use crate::kernels::tiles::{Tile, TileFn, conv_rows};
 use crate::kernels::{ConvSpec, Layout, RowKernel};
 use std::arch::x86_64::*;
 
-const SCHEME: Scheme = Scheme { lanes: 16, max_registers: 4, pack_lanes: 4 };
+const SCHEME: Scheme = Scheme { lanes: 16, max_registers: 4, pack_lanes: 4, halves: true };
 
 /// Pixels of a tile for blocks of so many registers.
 const fn max_pixels(registers: usize) -> usize {
@@ -41,37 +42,57 @@ impl RowKernel for Conv {
     }
 
     fn label(&self) -> String {
-        let widest = self.0.weights.blocks.iter().map(|block| block.registers).max().unwrap_or(0);
-        format!("avx512vnni {}x{}", max_pixels(widest), 16 * widest)
+        // The first block is the widest.
+        self.0.weights.blocks.first().map_or_else(String::new, |block| {
+            let channels = 16 * block.registers - if block.has_half { 8 } else { 0 };
+            format!("avx512vnni {}x{channels}", max_pixels(block.registers))
+        })
     }
 }
 
-/// The kernel for tiles of `pixels` x `16 registers` channels.
-fn tile_fn(registers: usize, pixels: usize) -> TileFn {
+/// The kernel for tiles of so many pixels.
+fn tile_fn(block: &Block, pixels: usize) -> TileFn {
+    let (full, half) = (block.registers - usize::from(block.has_half), block.has_half);
     macro_rules! table {
-        ($($n:literal: $($p:literal)*;)*) => {
-            match (registers, pixels) {
-                $($(($n, $p) => tile::<$p, $n> as TileFn,)*)*
-                _ => unreachable!("a tile of {pixels} pixels x {registers} registers"),
+        ($($n:literal $h:literal: $($p:literal)*;)*) => {
+            match (full, half, pixels) {
+                $($(($n, $h, $p) => tile::<$p, $n, $h> as TileFn,)*)*
+                _ => unreachable!("a tile of {pixels} pixels for {block:?}"),
             }
         };
     }
-    table! { 1: 1 2 3 4 5 6 7 8; 2: 1 2 3 4 5 6 7 8; 3: 1 2 3 4 5 6 7 8; 4: 1 2 3 4 5 6; }
+    table! {
+        0 true: 1 2 3 4 5 6 7 8;
+        1 false: 1 2 3 4 5 6 7 8;
+        1 true: 1 2 3 4 5 6 7 8;
+        2 false: 1 2 3 4 5 6 7 8;
+        2 true: 1 2 3 4 5 6 7 8;
+        3 false: 1 2 3 4 5 6 7 8;
+        3 true: 1 2 3 4 5 6;
+        4 false: 1 2 3 4 5 6;
+    }
 }
 
+/// `N` full registers of output channels and, with `H`, a half one.
+///
 /// # Safety
 /// As [`TileFn`].
 #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512vnni")]
-unsafe fn tile<const P: usize, const N: usize>(tile: &Tile<'_>) {
+unsafe fn tile<const P: usize, const N: usize, const H: bool>(tile: &Tile<'_>) {
+    let bytes_of_quad = 64 * (N + usize::from(H));
     // SAFETY: the walk over tiles vouches for every offset, for `n_quads` weights of the block under each tap, and for the lanes of
     // bias and multipliers.
     unsafe {
         let mut acc = [[_mm512_setzero_si512(); N]; P];
+        let mut half = [_mm256_setzero_si256(); P];
         for n in 0..N {
             let bias = _mm512_loadu_si512(tile.bias.add(16 * n).cast());
             for acc in &mut acc {
                 acc[n] = bias;
             }
+        }
+        if H {
+            half = [_mm256_loadu_si256(tile.bias.add(16 * N).cast()); P];
         }
         let mut weights = tile.weights;
         for &tap in tile.taps {
@@ -84,16 +105,44 @@ unsafe fn tile<const P: usize, const N: usize>(tile: &Tile<'_>) {
                 for n in 0..N {
                     w[n] = _mm512_load_si512(weights.add(64 * n).cast());
                 }
+                let mut w_half = _mm256_setzero_si256();
+                if H {
+                    w_half = _mm256_load_si256(weights.add(64 * N).cast());
+                }
                 for p in 0..P {
                     let x = _mm512_set1_epi32(pixels[p].add(4 * quad).cast::<i32>().read_unaligned());
                     for n in 0..N {
                         acc[p][n] = _mm512_dpbusd_epi32(acc[p][n], x, w[n]);
                     }
+                    if H {
+                        half[p] = _mm256_dpbusd_epi32(half[p], _mm512_castsi512_si256(x), w_half);
+                    }
                 }
-                weights = weights.add(64 * N);
+                weights = weights.add(bytes_of_quad);
             }
         }
-        let range = Range::new(tile.range);
+        if tile.is_plain {
+            store::<P, N, H, true>(tile, &acc, &half);
+        } else {
+            store::<P, N, H, false>(tile, &acc, &half);
+        }
+    }
+}
+
+/// Requantises a tile and writes it. `PLAIN`: see [`PackedConv::is_plain`].
+///
+/// # Safety
+/// As [`TileFn`].
+#[inline]
+#[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512vnni")]
+unsafe fn store<const P: usize, const N: usize, const H: bool, const PLAIN: bool>(
+    tile: &Tile<'_>,
+    acc: &[[__m512i; N]; P],
+    half: &[__m256i; P],
+) {
+    let range = Range::<PLAIN>::new(tile.range);
+    // SAFETY: multipliers have a lane for each lane of the block; pixels of the output have room for each of its channels.
+    unsafe {
         let mut m = [_mm512_setzero_ps(); N];
         for n in 0..N {
             m[n] = _mm512_loadu_ps(tile.multipliers.add(16 * n));
@@ -105,6 +154,7 @@ unsafe fn tile<const P: usize, const N: usize>(tile: &Tile<'_>) {
             }
             let out = tile.out.add(tile.out_offsets[p]);
             match N {
+                0 => {}
                 1 => _mm_storeu_si128(out.cast(), lanes_1(range.pack4(q[0], q[0], q[0], q[0]))),
                 2 => _mm256_storeu_si256(out.cast(), lanes_2(range.pack4(q[0], q[1], q[0], q[1]))),
                 3 => {
@@ -113,6 +163,10 @@ unsafe fn tile<const P: usize, const N: usize>(tile: &Tile<'_>) {
                     _mm_storeu_si128(out.add(32).cast(), _mm512_extracti32x4_epi32::<2>(bytes));
                 }
                 _ => _mm512_storeu_si512(out.cast(), range.pack4(q[0], q[1], q[2], q[3])),
+            }
+            if H {
+                let m = _mm256_loadu_ps(tile.multipliers.add(16 * N));
+                _mm_storel_epi64(out.add(16 * N).cast(), range.half(half[p], m));
             }
         }
     }

@@ -88,7 +88,7 @@ impl RowKernel for Depthwise {
 unsafe fn row_of(conv: &Depthwise, input: &[u8], y: usize, out: &mut [u8]) {
     let channels = conv.output.shape.c.next_multiple_of(16);
     let n_groups = conv.taps.len() / 4;
-    let range = Range::new(conv.range);
+    let range = Range::<false>::new(conv.range);
     for (block, first) in (0..channels).step_by(64).enumerate() {
         let left = channels - first;
         let mask = if left >= 64 { u64::MAX } else { (1 << left) - 1 };

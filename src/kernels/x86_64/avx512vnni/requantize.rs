@@ -6,16 +6,16 @@
 
 use std::arch::x86_64::*;
 
-/// Zero point and range of an output, in every lane.
+/// Zero point and range of an output, in every lane. `PLAIN`: no conversion can overflow and the range is 0 to 255.
 #[derive(Clone, Copy)]
-pub(super) struct Range {
-    pub zero_point: __m512i,
-    pub lo: __m512i,
-    pub hi: __m512i,
+pub(super) struct Range<const PLAIN: bool> {
+    zero_point: __m512i,
+    lo: __m512i,
+    hi: __m512i,
     ceiling: __m512,
 }
 
-impl Range {
+impl<const PLAIN: bool> Range<PLAIN> {
     #[inline]
     #[target_feature(enable = "avx512f,avx512bw")]
     pub(super) fn new((zero_point, lo, hi): (u8, u8, u8)) -> Self {
@@ -31,7 +31,7 @@ impl Range {
     #[inline]
     #[target_feature(enable = "avx512f")]
     pub(super) fn round(self, scaled: __m512) -> __m512i {
-        _mm512_cvtps_epi32(_mm512_min_ps(scaled, self.ceiling))
+        _mm512_cvtps_epi32(if PLAIN { scaled } else { _mm512_min_ps(scaled, self.ceiling) })
     }
 
     /// `acc x m`, rounded.
@@ -48,6 +48,38 @@ impl Range {
         let ab = _mm512_adds_epi16(_mm512_packs_epi32(a, b), self.zero_point);
         let cd = _mm512_adds_epi16(_mm512_packs_epi32(c, d), self.zero_point);
         let bytes = _mm512_packus_epi16(ab, cd);
-        _mm512_min_epu8(_mm512_max_epu8(bytes, self.lo), self.hi)
+        if PLAIN { bytes } else { _mm512_min_epu8(_mm512_max_epu8(bytes, self.lo), self.hi) }
+    }
+
+    /// `acc x m` of half a register, as bytes in order of lanes; the lower eight count.
+    #[inline]
+    #[target_feature(enable = "avx512f,avx512bw,avx512vl")]
+    pub(super) fn half(self, acc: __m256i, m: __m256) -> __m128i {
+        let scaled = _mm256_mul_ps(_mm256_cvtepi32_ps(acc), m);
+        let scaled = if PLAIN { scaled } else { _mm256_min_ps(scaled, _mm512_castps512_ps256(self.ceiling)) };
+        let words = _mm256_cvtsepi32_epi16(_mm256_cvtps_epi32(scaled));
+        let words = _mm_adds_epi16(words, _mm512_castsi512_si128(self.zero_point));
+        let bytes = _mm_packus_epi16(words, words);
+        if PLAIN {
+            bytes
+        } else {
+            let (lo, hi) = (_mm512_castsi512_si128(self.lo), _mm512_castsi512_si128(self.hi));
+            _mm_min_epu8(_mm_max_epu8(bytes, lo), hi)
+        }
+    }
+
+    /// 16 sums of two scaled values to bytes in order of lanes.
+    #[inline]
+    #[target_feature(enable = "avx512f,avx512bw,avx512vl")]
+    pub(super) fn bytes(self, scaled: __m512) -> __m128i {
+        let words = _mm512_cvtsepi32_epi16(self.round(scaled));
+        let words = _mm256_adds_epi16(words, _mm512_castsi512_si256(self.zero_point));
+        let bytes = _mm256_cvtusepi16_epi8(_mm256_max_epi16(words, _mm256_setzero_si256()));
+        if PLAIN {
+            bytes
+        } else {
+            let (lo, hi) = (_mm512_castsi512_si128(self.lo), _mm512_castsi512_si128(self.hi));
+            _mm_min_epu8(_mm_max_epu8(bytes, lo), hi)
+        }
     }
 }

@@ -4,22 +4,11 @@
 //! overlap. Halos belong to a value's place and are filled again in every run.
 
 use super::graph::{Activation, IntGraph, ValueId};
-use crate::kernels::{Halo, Layout, OpSpec};
+use crate::kernels::{Halo, Layout, OpSpec, Place};
 use std::ops::Range;
 
 /// Places start at multiples of a cache line.
 const ALIGNMENT: usize = 64;
-
-/// A value's place.
-#[derive(Debug, Clone, PartialEq)]
-pub(super) struct Place {
-    /// Its bytes in the arena.
-    pub bytes: Range<usize>,
-    /// Where they hold what.
-    pub layout: Layout,
-    /// What the halo holds.
-    pub zero_point: u8,
-}
 
 /// Where every value lies.
 #[derive(Debug, Clone, PartialEq)]
@@ -33,9 +22,10 @@ pub(super) struct ArenaPlan {
 }
 
 impl ArenaPlan {
-    pub(super) fn new(graph: &IntGraph) -> Self {
+    /// A plan for steps that run region by region; `regions` are consecutive steps.
+    pub(super) fn new(graph: &IntGraph, regions: &[Range<usize>]) -> Self {
         let layouts = layouts(graph);
-        let lives = lives(graph);
+        let lives = lives(graph, regions);
         let size = |id: ValueId| if lives[id].is_empty() { 0 } else { layouts[id].len().next_multiple_of(ALIGNMENT) };
         // Largest first, each at the lowest place that is free while it lives.
         let mut order: Vec<ValueId> = (0..layouts.len()).filter(|&id| size(id) > 0).collect();
@@ -61,7 +51,7 @@ impl ArenaPlan {
         }
         let len = placed.iter().map(|&id| starts[id] + size(id)).max().unwrap_or(0);
         let alive = |at: usize| placed.iter().filter(|&&id| lives[id].contains(&at)).map(|&id| size(id)).sum();
-        let live_min = (0..=graph.steps.len()).map(alive).max().unwrap_or(0);
+        let live_min = (0..=regions.len()).map(alive).max().unwrap_or(0);
         let place = |(id, layout): (usize, &Layout)| Place {
             bytes: starts[id]..starts[id] + if size(id) == 0 { 0 } else { layout.len() },
             layout: *layout,
@@ -86,19 +76,41 @@ fn layouts(graph: &IntGraph) -> Vec<Layout> {
     graph.values.iter().zip(halos).enumerate().map(layout).collect()
 }
 
-/// The steps during which each value is alive: from the one that makes it to the last that reads it. The input is
-/// written before step 0; outputs live to the end. A step's output must not lie on its inputs, so both are alive in it.
-fn lives(graph: &IntGraph) -> Vec<Range<usize>> {
+/// The regions during which each value is alive: from the one that makes it to the last that reads it. The input is
+/// written before the first; outputs live to the end. An output must not lie on an input, so both are alive in their region.
+fn lives(graph: &IntGraph, regions: &[Range<usize>]) -> Vec<Range<usize>> {
     let mut lives = vec![0..0; graph.values.len()];
     lives[0] = 0..1;
-    for (idx, step) in graph.steps.iter().enumerate() {
-        lives[step.output] = idx..idx + 1;
-        for &input in &step.inputs {
-            lives[input].end = idx + 1;
+    for (idx, region) in regions.iter().enumerate() {
+        for step in &graph.steps[region.clone()] {
+            lives[step.output] = idx..idx + 1;
+            for &input in &step.inputs {
+                lives[input].end = idx + 1;
+            }
         }
     }
     for (_, value) in &graph.outputs {
-        lives[*value].end = graph.steps.len() + 1;
+        lives[*value].end = regions.len() + 1;
     }
     lives
+}
+
+/// Most steps of one region.
+const MAX_STEPS: usize = 12;
+
+/// Cuts the steps into regions: each step alone for one thread, else neighbours that do not read each other, so that
+/// small maps (the coarse levels of the pyramid) keep several threads busy together.
+pub(super) fn regions(graph: &IntGraph, threads: usize) -> Vec<Range<usize>> {
+    let mut regions: Vec<Range<usize>> = Vec::new();
+    for (idx, step) in graph.steps.iter().enumerate() {
+        let joins = |region: &&mut Range<usize>| {
+            let reads = |made: &super::graph::Step| step.inputs.contains(&made.output);
+            threads > 1 && region.len() < MAX_STEPS && !graph.steps[(*region).clone()].iter().any(reads)
+        };
+        match regions.last_mut().filter(joins) {
+            Some(region) => region.end = idx + 1,
+            None => regions.push(idx..idx + 1),
+        }
+    }
+    regions
 }

@@ -1,12 +1,13 @@
 //! An integer network as a tract plan, with its arena.
 
-use super::arena::{ArenaPlan, Place};
+use super::arena::{ArenaPlan, regions};
 use super::fuse::fuse;
 use super::graph::IntGraph;
-use super::ops::{QuantOp, Workers, macs};
+use super::ops::{QuantRegion, in_arena, macs, work};
 use super::{Census, LayerInfo, LoadError, LoadOptions, OpCount, OutputInfo, RunError};
-use crate::kernels::{Kernels, PackCache, Shape, Table};
+use crate::kernels::{Kernels, Layout, PackCache, Place, PlacedKernel, Pool, Region, Shape, Table};
 use crate::quant::QuantParams;
+use std::ops::Range;
 use std::sync::Arc;
 use tract_onnx::prelude::*;
 use tract_onnx::tract_core::plan::eval;
@@ -15,6 +16,7 @@ use tract_onnx::tract_core::plan::eval;
 pub(super) struct IntPlan {
     state: TypedSimpleState,
     kernels: Kernels,
+    pool: Arc<Pool>,
     arena: Arc<Tensor>,
     input_name: String,
     input: Place,
@@ -37,18 +39,13 @@ impl std::fmt::Debug for IntPlan {
 
 impl IntPlan {
     pub(super) fn new(mut graph: IntGraph, options: &LoadOptions) -> Result<Self, LoadError> {
-        let workers = match options.threads {
-            0 | 1 => Workers(None),
-            n => {
-                let pool = rayon::ThreadPoolBuilder::new().num_threads(n).thread_name(|idx| format!("infer-{idx}")).build();
-                Workers(Some(Arc::new(pool.map_err(|error| LoadError::Engine(error.to_string()))?)))
-            }
-        };
+        let pool = Pool::shared(options.threads).map_err(|error| LoadError::Engine(format!("no threads: {error}")))?;
         fuse(&mut graph);
-        let plan = ArenaPlan::new(&graph);
+        let regions = regions(&graph, pool.threads());
+        let plan = ArenaPlan::new(&graph, &regions);
         let engine = |error: TractError| LoadError::Engine(format!("{error:#}"));
         let mut layers = Vec::with_capacity(graph.steps.len());
-        let state = Self::state(&graph, &plan, options.kernels, &workers, &mut layers).map_err(engine)?;
+        let state = Self::state(&graph, &plan, &regions, options.kernels, &pool, &mut layers).map_err(engine)?;
         let arena = Tensor::zero::<u8>(&[plan.len]).map_err(engine)?;
         let output = |(name, id): &(String, usize)| OutputInfo {
             name: name.clone(),
@@ -59,6 +56,7 @@ impl IntPlan {
         Ok(Self {
             state,
             kernels: options.kernels,
+            pool,
             arena: Arc::new(arena),
             input_name: graph.input_name.clone(),
             input: plan.places[0].clone(),
@@ -76,25 +74,36 @@ impl IntPlan {
     fn state(
         graph: &IntGraph,
         plan: &ArenaPlan,
+        regions: &[Range<usize>],
         kernels: Kernels,
-        workers: &Workers,
+        pool: &Arc<Pool>,
         layers: &mut Vec<LayerInfo>,
     ) -> TractResult<TypedSimpleState> {
         let mut model = TypedModel::default();
         let mut cache = PackCache::default();
         let mut arena = model.add_source(&graph.input_name, u8::fact([plan.len]))?;
-        for step in &graph.steps {
-            let op = QuantOp::new(step, (&plan.places, plan.len), kernels, workers, &mut cache);
-            let layout = plan.places[step.output].layout;
-            layers.push(LayerInfo {
-                name: step.name.clone(),
-                op: step.operator.name(),
-                kernel: op.kernel(),
-                output: layout.shape,
-                macs: macs(&step.operator, layout),
-            });
+        for steps in regions {
+            let mut placed = Vec::with_capacity(steps.len());
+            for step in &graph.steps[steps.clone()] {
+                let inputs: Vec<Place> = step.inputs.iter().map(|&id| plan.places[id].clone()).collect();
+                let layouts: Vec<Layout> = inputs.iter().map(|place| place.layout).collect();
+                let output = plan.places[step.output].clone();
+                let kernel = kernels.prepare(&step.operator, &layouts, output.layout, &mut cache);
+                layers.push(LayerInfo {
+                    name: step.name.clone(),
+                    op: step.operator.name(),
+                    kernel: kernel.label(),
+                    output: output.layout.shape,
+                    macs: macs(&step.operator, output.layout),
+                });
+                let work = work(&step.operator, output.layout);
+                placed.push(PlacedKernel { kernel, inputs, output, work });
+            }
+            let region = Region::new(placed, plan.len, pool.threads()).map_err(|error| TractError::msg(error.to_string()))?;
+            let op = QuantRegion { region: Arc::new(region), pool: pool.clone(), arena_len: plan.len };
+            let first = &graph.steps[steps.start];
             // One step, one value: the value's number tells parts of a split node apart.
-            arena = model.wire_node(format!("{}#{}", step.name, step.output), op, &[arena])?[0];
+            arena = model.wire_node(format!("{}#{}", first.name, first.output), op, &[arena])?[0];
         }
         model.select_output_outlets(&[arena])?;
         model.into_runnable()?.spawn()
@@ -154,6 +163,7 @@ impl IntPlan {
     }
 
     fn run(&mut self, fill: impl FnOnce(&mut [u8]), observe: Option<&mut dyn FnMut(usize)>) -> Result<(), RunError> {
+        self.pool.wake();
         let failed = |error: TractError| RunError(format!("{error:#}"));
         let shared = || RunError("somebody else holds the activations".into());
         let arena = Arc::get_mut(&mut self.arena).ok_or_else(shared)?;
@@ -171,12 +181,16 @@ impl IntPlan {
             Some(observe) => {
                 let mut idx = 0;
                 self.state.run_plan_with_eval(tvec!(arena), |context, state, node, inputs| {
-                    let outputs = eval(context, state, node, inputs)?;
-                    if node.op.is::<QuantOp>() {
-                        observe(idx);
-                        idx += 1;
-                    }
-                    Ok::<_, TractError>(outputs)
+                    let Some(op) = node.op.downcast_ref::<QuantRegion>() else {
+                        return eval(context, state, node, inputs);
+                    };
+                    in_arena(inputs, |arena| {
+                        for kernel in 0..op.region.kernels().len() {
+                            op.region.run_one(kernel, &op.pool, arena);
+                            observe(idx);
+                            idx += 1;
+                        }
+                    })
                 })
             }
         };

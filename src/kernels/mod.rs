@@ -10,6 +10,10 @@ pub mod edges;
 mod layout;
 mod op;
 mod pack;
+#[expect(unsafe_code, reason = "a job is borrowed from the caller who waits for it: see the module's documentation")]
+mod pool;
+#[expect(unsafe_code, reason = "threads write disjoint pieces of one arena: see the safety comments")]
+mod region;
 pub mod scalar;
 #[cfg_attr(target_arch = "x86_64", expect(unsafe_code, reason = "calls vector kernels: see the safety comments"))]
 mod tiles;
@@ -19,6 +23,8 @@ mod x86_64;
 pub use layout::{Halo, Layout, Shape, Window};
 pub use op::{AddTerm, ConvSpec, OpSpec, Requantization, RowKernel, Table};
 pub use pack::PackCache;
+pub use pool::Pool;
+pub use region::{Place, PlacedKernel, Region, RegionError};
 
 use std::sync::OnceLock;
 

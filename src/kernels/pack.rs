@@ -107,11 +107,15 @@ impl PackedWeights {
                 for quad in quads.clone() {
                     for (r, lane) in (0..registers).flat_map(|r| (0..scheme.lanes).map(move |lane| (r, lane))) {
                         let o = scheme.channel(&block, r, lane).map(|c| first + c).filter(|&o| o < out_channels);
-                        bytes.extend((4 * quad..4 * quad + 4).map(|i| {
-                            let o = o?;
-                            let within = i.checked_sub(o / out_per_group * in_per_group).filter(|&i| i < in_per_group)?;
-                            Some(spec.weight(o, within, tap))
-                        }).map(Option::unwrap_or_default));
+                        bytes.extend(
+                            (4 * quad..4 * quad + 4)
+                                .map(|i| {
+                                    let o = o?;
+                                    let within = i.checked_sub(o / out_per_group * in_per_group).filter(|&i| i < in_per_group)?;
+                                    Some(spec.weight(o, within, tap))
+                                })
+                                .map(Option::unwrap_or_default),
+                        );
                     }
                 }
             }

@@ -1,7 +1,45 @@
 //! Where a network begins and ends: pictures and real values in, dense or real values out.
 
+#[cfg(target_arch = "x86_64")]
+use super::x86_64::{avx2, avx512vnni};
 use super::{Isa, Kernels, Layout, Table};
 use crate::quant::QuantParams;
+
+/// The loops of an instruction set.
+struct Edges {
+    /// Three planes to pixels of four bytes.
+    quantize_rgb_planes: fn(&[f32], QuantParams, &Layout, &mut [u8]),
+    /// RGB bytes to pixels of four bytes.
+    spread_rgb_row: fn(&[u8], &mut [u8]),
+    /// Pixels of a multiple of 16 bytes to planes.
+    dequantize_planes: fn(&[u8], QuantParams, &Layout, &mut [f32]),
+}
+
+impl Isa {
+    /// `None`: the plain loops.
+    const fn edges(self) -> Option<Edges> {
+        match self {
+            #[cfg(target_arch = "x86_64")]
+            Self::Avx2 | Self::AvxVnni => Some(Edges {
+                quantize_rgb_planes: avx2::quantize_rgb_planes,
+                spread_rgb_row: avx2::spread_rgb_row,
+                dequantize_planes: avx2::dequantize_planes,
+            }),
+            #[cfg(target_arch = "x86_64")]
+            Self::Avx512Vnni => Some(Edges {
+                quantize_rgb_planes: avx512vnni::quantize_rgb_planes,
+                spread_rgb_row: avx512vnni::spread_rgb_row,
+                dequantize_planes: avx512vnni::dequantize_planes,
+            }),
+            _ => None,
+        }
+    }
+}
+
+/// Whether pixels are RGB in four bytes.
+const fn is_rgb_picture(layout: &Layout) -> bool {
+    layout.shape.c == 3 && layout.pixel_stride == 4
+}
 
 impl Kernels {
     /// Real values `[C, H, W]` to quantised pixels ([`QuantParams::quantize`]); the halo is left as it is.
@@ -10,10 +48,10 @@ impl Kernels {
     /// If a buffer has another size than the layout says.
     pub fn quantize_planes(self, planes: &[f32], params: QuantParams, layout: &Layout, out: &mut [u8]) {
         assert!(planes.len() == layout.shape.len() && out.len() >= layout.len(), "planes and pixels of one picture");
-        #[cfg(target_arch = "x86_64")]
-        if self.isa == Isa::Avx512Vnni && layout.shape.c == 3 && layout.pixel_stride == 4 {
-            x86_64::avx512vnni::quantize_rgb_planes(planes, params, layout, out);
-            return;
+        if is_rgb_picture(layout)
+            && let Some(edges) = self.isa.edges()
+        {
+            return (edges.quantize_rgb_planes)(planes, params, layout, out);
         }
         let (columns, cells) = (layout.shape.w, layout.shape.h * layout.shape.w);
         for (y, row) in out[layout.body()].chunks_exact_mut(layout.row_stride()).enumerate() {
@@ -32,10 +70,10 @@ impl Kernels {
     pub fn spread_pixels(self, dense: &[u8], tables: Option<&[Table; 3]>, layout: &Layout, out: &mut [u8]) {
         assert!(dense.len() == layout.shape.len() && out.len() >= layout.len(), "bytes and pixels of one picture");
         let dense_rows = dense.chunks_exact(layout.shape.w * layout.shape.c);
+        let edges = if is_rgb_picture(layout) && tables.is_none() { self.isa.edges() } else { None };
         for (dense, row) in dense_rows.zip(out[layout.body()].chunks_exact_mut(layout.row_stride())) {
-            #[cfg(target_arch = "x86_64")]
-            if self.isa == Isa::Avx512Vnni && tables.is_none() && layout.shape.c == 3 && layout.pixel_stride == 4 {
-                x86_64::avx512vnni::spread_rgb_row(dense, &mut row[4 * layout.halo.left..][..4 * layout.shape.w]);
+            if let Some(edges) = &edges {
+                (edges.spread_rgb_row)(dense, &mut row[4 * layout.halo.left..][..4 * layout.shape.w]);
                 continue;
             }
             for (pixel, out) in dense.chunks_exact(layout.shape.c).zip(layout.pixels_mut(row)) {
@@ -73,10 +111,10 @@ impl Kernels {
     /// If a buffer has another size than the layout says.
     pub fn dequantize_planes(self, values: &[u8], params: QuantParams, layout: &Layout, planes: &mut [f32]) {
         assert!(planes.len() == layout.shape.len() && values.len() >= layout.len(), "planes and pixels of one map");
-        #[cfg(target_arch = "x86_64")]
-        if self.isa == Isa::Avx512Vnni && layout.pixel_stride.is_multiple_of(16) {
-            x86_64::avx512vnni::dequantize_planes(values, params, layout, planes);
-            return;
+        if layout.pixel_stride.is_multiple_of(16)
+            && let Some(edges) = self.isa.edges()
+        {
+            return (edges.dequantize_planes)(values, params, layout, planes);
         }
         let (columns, cells) = (layout.shape.w, layout.shape.h * layout.shape.w);
         for y in 0..layout.shape.h {
@@ -88,6 +126,3 @@ impl Kernels {
         }
     }
 }
-
-#[cfg(target_arch = "x86_64")]
-use super::x86_64;

@@ -34,13 +34,17 @@ use std::sync::OnceLock;
 pub enum Isa {
     /// Plain loops: every CPU.
     Scalar,
+    /// x86-64 with AVX2.
+    Avx2,
+    /// x86-64 with AVX2 and its byte dot product (AVX-VNNI).
+    AvxVnni,
     /// x86-64 with AVX-512 and its byte dot product (F, BW, VL, DQ, VNNI).
     Avx512Vnni,
 }
 
 impl Isa {
     /// All that this build knows, the best last.
-    pub const ALL: &[Self] = &[Self::Scalar, Self::Avx512Vnni];
+    pub const ALL: &[Self] = &[Self::Scalar, Self::Avx2, Self::AvxVnni, Self::Avx512Vnni];
 
     /// Those in this build that this CPU has, the best last.
     #[must_use]
@@ -52,9 +56,29 @@ impl Isa {
         match self {
             Self::Scalar => true,
             #[cfg(target_arch = "x86_64")]
+            Self::Avx2 => x86_64::avx2::is_available(),
+            #[cfg(target_arch = "x86_64")]
+            Self::AvxVnni => x86_64::avxvnni::is_available(),
+            #[cfg(target_arch = "x86_64")]
             Self::Avx512Vnni => x86_64::avx512vnni::is_available(),
             #[cfg(not(target_arch = "x86_64"))]
             _ => false,
+        }
+    }
+
+    /// Its own kernel for an operator, where it has one beyond the plain loops. This CPU must have it.
+    fn prepare(self, op: &OpSpec, inputs: &[Layout], output: Layout, cache: &mut PackCache) -> Option<Box<dyn RowKernel>> {
+        match self {
+            #[cfg(target_arch = "x86_64")]
+            Self::Avx2 => x86_64::avx2::prepare(op, inputs, output, cache),
+            #[cfg(target_arch = "x86_64")]
+            Self::AvxVnni => x86_64::avxvnni::prepare(op, inputs, output, cache),
+            #[cfg(target_arch = "x86_64")]
+            Self::Avx512Vnni => x86_64::avx512vnni::prepare(op, inputs, output, cache),
+            _ => {
+                let _ = (op, inputs, output, cache);
+                None
+            }
         }
     }
 
@@ -63,6 +87,8 @@ impl Isa {
     pub const fn name(self) -> &'static str {
         match self {
             Self::Scalar => "scalar",
+            Self::Avx2 => "avx2",
+            Self::AvxVnni => "avxvnni",
             Self::Avx512Vnni => "avx512vnni",
         }
     }
@@ -126,13 +152,8 @@ impl Kernels {
     /// If layouts and operator contradict each other; the loader checks them.
     #[must_use]
     pub fn prepare(self, op: &OpSpec, inputs: &[Layout], output: Layout, cache: &mut PackCache) -> Box<dyn RowKernel> {
-        #[cfg(target_arch = "x86_64")]
-        if self.isa == Isa::Avx512Vnni
-            && let Some(kernel) = x86_64::avx512vnni::prepare(op, inputs, output, cache)
-        {
-            return kernel;
-        }
-        let _ = cache;
-        scalar::prepare(op, inputs, output)
+        let lower = Isa::ALL.iter().rev().skip_while(|&&isa| isa != self.isa).filter(|isa| isa.is_available());
+        let kernel = lower.copied().find_map(|isa| isa.prepare(op, inputs, output, cache));
+        kernel.unwrap_or_else(|| scalar::prepare(op, inputs, output))
     }
 }

@@ -13,6 +13,7 @@ mod requantize;
 
 pub(in crate::kernels) use edges::{dequantize_planes, quantize_rgb_planes, spread_rgb_row};
 
+use super::boxed;
 use crate::kernels::{Layout, OpSpec, PackCache, RowKernel};
 use std::arch::is_x86_feature_detected;
 use std::arch::x86_64::*;
@@ -48,10 +49,6 @@ pub(in crate::kernels) fn prepare(
         OpSpec::Table(table) => boxed(channels::TableLookup::new(input, output, table)),
         _ => None,
     }
-}
-
-fn boxed<K: RowKernel + 'static>(kernel: Option<K>) -> Option<Box<dyn RowKernel>> {
-    kernel.map(|kernel| Box::new(kernel) as Box<dyn RowKernel>)
 }
 
 /// As `Kernels::saturate`.

@@ -17,7 +17,9 @@ pub(super) struct IntPlan {
     state: TypedSimpleState,
     kernels: Kernels,
     pool: Arc<Pool>,
-    arena: Arc<Tensor>,
+    /// Travels through the plan while it runs; missing after a run that failed.
+    arena: Option<Arc<Tensor>>,
+    arena_len: usize,
     input_name: String,
     input: Place,
     input_params: QuantParams,
@@ -46,7 +48,6 @@ impl IntPlan {
         let engine = |error: TractError| LoadError::Engine(format!("{error:#}"));
         let mut layers = Vec::with_capacity(graph.steps.len());
         let state = Self::state(&graph, &plan, &regions, options.kernels, &pool, &mut layers).map_err(engine)?;
-        let arena = Tensor::zero::<u8>(&[plan.len]).map_err(engine)?;
         let output = |(name, id): &(String, usize)| OutputInfo {
             name: name.clone(),
             shape: graph.values[*id].shape,
@@ -57,7 +58,8 @@ impl IntPlan {
             state,
             kernels: options.kernels,
             pool,
-            arena: Arc::new(arena),
+            arena: None,
+            arena_len: plan.len,
             input_name: graph.input_name.clone(),
             input: plan.places[0].clone(),
             input_params: graph.values[0].params,
@@ -154,7 +156,7 @@ impl IntPlan {
         if self.reals.is_empty() {
             self.reals = self.outputs.iter().map(|output| vec![0.0; output.shape.len()]).collect();
         }
-        let arena = bytes(&self.arena)?;
+        let arena = bytes(self.arena.as_deref())?;
         for ((place, output), reals) in self.output_places.iter().zip(&self.outputs).zip(&mut self.reals) {
             let params = output.params.unwrap_or(params);
             self.kernels.dequantize_planes(&arena[place.bytes.clone()], params, &place.layout, reals);
@@ -165,22 +167,23 @@ impl IntPlan {
     fn run(&mut self, fill: impl FnOnce(&mut [u8]), observe: Option<&mut dyn FnMut(usize)>) -> Result<(), RunError> {
         self.pool.wake();
         let failed = |error: TractError| RunError(format!("{error:#}"));
-        let shared = || RunError("somebody else holds the activations".into());
-        let arena = Arc::get_mut(&mut self.arena).ok_or_else(shared)?;
-        let mut arena = arena.try_as_plain_ram_mut().map_err(failed)?;
+        let arena = match self.arena.take() {
+            Some(arena) => arena,
+            None => Arc::new(Tensor::zero::<u8>(&[self.arena_len]).map_err(failed)?),
+        };
         let Place { bytes, layout, zero_point } = &self.input;
-        let input = &mut arena.as_slice_mut::<u8>().map_err(failed)?[bytes.clone()];
-        fill(input);
-        layout.fill_sides(&mut input[layout.body()], *zero_point);
-        layout.fill_ends(input, *zero_point);
-        // The arena travels through the plan, and every operator must be the only one to hold it.
-        let empty = Arc::new(Tensor::zero::<u8>(&[0]).map_err(failed)?);
-        let arena = std::mem::replace(&mut self.arena, empty).into_tvalue();
+        let arena = in_arena(tvec!(arena.into_tvalue()), |arena| {
+            let input = &mut arena[bytes.clone()];
+            fill(input);
+            layout.fill_sides(&mut input[layout.body()], *zero_point);
+            layout.fill_ends(input, *zero_point);
+        });
+        let arena = arena.map_err(failed)?;
         let results = match observe {
-            None => self.state.run(tvec!(arena)),
+            None => self.state.run(arena),
             Some(observe) => {
                 let mut idx = 0;
-                self.state.run_plan_with_eval(tvec!(arena), |context, state, node, inputs| {
+                self.state.run_plan_with_eval(arena, |context, state, node, inputs| {
                     let Some(op) = node.op.downcast_ref::<QuantRegion>() else {
                         return eval(context, state, node, inputs);
                     };
@@ -195,13 +198,13 @@ impl IntPlan {
             }
         };
         let result = results.and_then(|mut results| results.pop().ok_or_else(|| TractError::msg("the arena comes back")));
-        self.arena = result.map_err(failed)?.into_arc_tensor();
+        self.arena = Some(result.map_err(failed)?.into_arc_tensor());
         Ok(())
     }
 
     /// Copies the outputs out of the arena.
     fn gather(&mut self) -> Result<(), RunError> {
-        let arena = bytes(&self.arena)?;
+        let arena = bytes(self.arena.as_deref())?;
         for (place, dense) in self.output_places.iter().zip(&mut self.dense) {
             dense.resize(place.layout.shape.len(), 0);
             self.kernels.gather_pixels(&arena[place.bytes.clone()], &place.layout, dense);
@@ -215,9 +218,9 @@ impl IntPlan {
     }
 }
 
-fn bytes(arena: &Tensor) -> Result<&[u8], RunError> {
+fn bytes(arena: Option<&Tensor>) -> Result<&[u8], RunError> {
     let failed = |error: TractError| RunError(format!("{error:#}"));
-    arena.try_as_plain_ram().map_err(failed)?.as_slice::<u8>().map_err(failed)
+    arena.ok_or_else(|| RunError("there was no run".into()))?.try_as_plain_ram().map_err(failed)?.as_slice::<u8>().map_err(failed)
 }
 
 fn census(graph: &IntGraph, plan: &ArenaPlan) -> Census {

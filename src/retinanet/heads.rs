@@ -1,6 +1,7 @@
 //! The raw outputs of a network, as postprocessing reads them.
 
 use crate::quant::QuantParams;
+use smallvec::SmallVec;
 
 /// Values of one output: `[H, W, C]`, channels innermost.
 #[derive(Debug, Clone, Copy)]
@@ -42,6 +43,6 @@ pub struct LevelHeads<'a> {
 /// Outputs of all levels, from the finest.
 #[derive(Debug, Clone)]
 pub struct HeadOutputs<'a> {
-    /// One entry per level.
-    pub levels: Vec<LevelHeads<'a>>,
+    /// One entry per level; up to eight need no allocation.
+    pub levels: SmallVec<[LevelHeads<'a>; 8]>,
 }

@@ -1,0 +1,127 @@
+//! The integer engine as a whole, on the models that ship: the same values on every instruction set and number of threads, no
+//! allocation in a frame, activations in little more memory than they need.
+#![expect(unsafe_code, reason = "a counting allocator is an unsafe trait")]
+
+use fovea::executor::{Executor, LoadOptions};
+use fovea::kernels::{Isa, Kernels};
+use fovea::pipeline::detector::{hex, read_network};
+use fovea::retinanet::{HeadData, HeadOutputs, Manifest};
+use sha2::{Digest, Sha256};
+use std::alloc::{GlobalAlloc, Layout, System};
+use std::path::PathBuf;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+/// Counts the allocations of every thread.
+struct Counting;
+
+static N_ALLOCATIONS: AtomicU64 = AtomicU64::new(0);
+
+// SAFETY: every call goes to the system's allocator unchanged.
+unsafe impl GlobalAlloc for Counting {
+    unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
+        N_ALLOCATIONS.fetch_add(1, Ordering::Relaxed);
+        // SAFETY: the caller keeps the contract.
+        unsafe { System.alloc(layout) }
+    }
+
+    unsafe fn dealloc(&self, pointer: *mut u8, layout: Layout) {
+        // SAFETY: the caller keeps the contract.
+        unsafe { System.dealloc(pointer, layout) }
+    }
+
+    unsafe fn realloc(&self, pointer: *mut u8, layout: Layout, size: usize) -> *mut u8 {
+        N_ALLOCATIONS.fetch_add(1, Ordering::Relaxed);
+        // SAFETY: the caller keeps the contract.
+        unsafe { System.realloc(pointer, layout, size) }
+    }
+}
+
+#[global_allocator]
+static ALLOCATOR: Counting = Counting;
+
+/// Frames before it: the plain loops keep a buffer in each thread that grows with the layers that the thread meets.
+const WARM_UP: usize = 10;
+
+/// Frames of the allocation test: with vector kernels, and with the plain loops, which take ten times as long.
+const N_FRAMES: (u64, u64) = (1000, 20);
+
+/// Manifest and network of every model in `models/`.
+fn shipped() -> Vec<(Manifest, Vec<u8>)> {
+    let models = std::fs::read_dir(concat!(env!("CARGO_MANIFEST_DIR"), "/models")).expect("models/");
+    // `models/default` is a link to one of the others.
+    let mut folders: Vec<PathBuf> = models.flatten().filter_map(|entry| entry.path().canonicalize().ok()).collect();
+    folders.retain(|folder| folder.join("manifest.toml").is_file());
+    folders.sort();
+    folders.dedup();
+    assert!(!folders.is_empty(), "there is no model in models/");
+    let read = |folder: &PathBuf| read_network(folder).unwrap_or_else(|error| panic!("{error}"));
+    folders.iter().map(read).map(|(manifest, _, bytes)| (manifest, bytes)).collect()
+}
+
+fn executor((manifest, bytes): &(Manifest, Vec<u8>), kernels: Kernels, threads: usize) -> Executor {
+    let options = LoadOptions { threads, kernels, ..LoadOptions::default() };
+    Executor::load(bytes, manifest, &options).unwrap_or_else(|error| panic!("{}: {error}", manifest.name))
+}
+
+fn picture(manifest: &Manifest, seed: usize) -> Vec<u8> {
+    let low_byte = |value: usize| value.to_le_bytes()[0];
+    let (width, height) = (manifest.input.width, manifest.input.height);
+    let pixel = |x: usize, y: usize| [low_byte(x * x / 7 + seed * y), low_byte(y * y / 5 + x), low_byte(x * y / (11 + seed))];
+    (0..height).flat_map(|y| (0..width).flat_map(move |x| pixel(x, y))).collect()
+}
+
+fn digest(heads: &HeadOutputs<'_>) -> String {
+    let mut digest = Sha256::new();
+    for level in &heads.levels {
+        for data in [&level.cls_logits, &level.bbox_deltas] {
+            match data {
+                HeadData::Quantized(values, _) => digest.update(values),
+                HeadData::Float(_) => panic!("a shipped model runs in integers"),
+            }
+        }
+    }
+    hex(&digest.finalize())
+}
+
+/// One test, as the allocator counts for the whole process.
+#[test]
+fn shipped_models_give_the_same_values_everywhere_and_allocate_nothing() {
+    for model in &shipped() {
+        let (manifest, _) = model;
+        let name = &manifest.name;
+        let pictures = [picture(manifest, 3), picture(manifest, 8)];
+        let mut want: Option<[String; 2]> = None;
+        for &isa in Isa::ALL {
+            let Some(kernels) = Kernels::new(isa) else {
+                eprintln!("skipped: {} ({name}): this CPU or this build does not have it", isa.name());
+                continue;
+            };
+            for threads in [1, 2, 3] {
+                let mut executor = executor(model, kernels, threads);
+                let got = [0, 1].map(|idx: usize| digest(&executor.run(&pictures[idx]).expect("it runs")));
+                assert_ne!(got[0], got[1], "{name}: two pictures, one result");
+                let want = want.get_or_insert_with(|| got.clone());
+                assert_eq!(&got, want, "{name}: {threads} threads on {} give something else", isa.name());
+                // Every thread has seen every layer once.
+                for _ in 0..WARM_UP {
+                    executor.run(&pictures[0]).expect("it runs");
+                }
+                let n_frames = if isa == Isa::Scalar { N_FRAMES.1 } else { N_FRAMES.0 / 3 };
+                let before = N_ALLOCATIONS.load(Ordering::Relaxed);
+                for _ in 0..n_frames {
+                    executor.run(&pictures[0]).expect("it runs");
+                }
+                let n = N_ALLOCATIONS.load(Ordering::Relaxed) - before;
+                assert_eq!(n, 0, "{name}: allocations in {n_frames} frames, {threads} threads on {}", isa.name());
+            }
+        }
+        let census = executor(model, Kernels::default(), 1).network().census();
+        assert_eq!(census.float_convs, 0, "{name}: a convolution in float");
+        assert!(
+            2 * census.activation_bytes <= 3 * census.live_bytes,
+            "{name}: {} bytes of activations, {} alive together",
+            census.activation_bytes,
+            census.live_bytes
+        );
+    }
+}

@@ -1,4 +1,4 @@
-//! Sum of two activations: [`crate::quant::requantize_add`] on 64 channels of one pixel at a time.
+//! Sum of two activations: [`crate::quant::requantize_add`] on 64 values at a time.
 
 use super::requantize::Range;
 use crate::kernels::op::check_buffers;
@@ -12,26 +12,55 @@ pub(super) struct Add {
     output: Layout,
     terms: [AddTerm; 2],
     range: (u8, u8, u8),
+    /// The sum has no limits of its own and no conversion can overflow.
+    is_plain: bool,
 }
 
 impl Add {
     pub(super) fn new(inputs: [Layout; 2], output: Layout, terms: [AddTerm; 2], range: (u8, u8, u8)) -> Option<Self> {
         let same = inputs.iter().all(|input| input.pixel_stride == output.pixel_stride) && output.pixel_stride.is_multiple_of(16);
-        same.then_some(Self { inputs, output, terms, range })
+        let is_plain = (range.1, range.2) == (0, u8::MAX) && terms.iter().all(|term| term.ratio < 1e6);
+        same.then_some(Self { inputs, output, terms, range, is_plain })
+    }
+
+    /// Where row `y` of an input starts, and whether each of its pixels stands for two.
+    fn row<'a>(&self, side: usize, values: &'a [u8], y: usize) -> (&'a [u8], bool) {
+        let (layout, is_doubled) = (&self.inputs[side], self.terms[side].is_doubled);
+        let y = if is_doubled { y / 2 } else { y };
+        (&values[layout.offset(y, 0)..][..layout.shape.w * layout.pixel_stride], is_doubled)
     }
 }
 
 impl RowKernel for Add {
     fn rows(&self, inputs: &[&[u8]], first: usize, out: &mut [u8]) {
         check_buffers([(inputs[0], &self.inputs[0]), (inputs[1], &self.inputs[1])], first, out, &self.output);
+        let (stride, width) = (self.output.pixel_stride, self.output.shape.w);
         for (y, row) in (first..).zip(out.chunks_exact_mut(self.output.row_stride())) {
-            // SAFETY: `Kernels` vouches for the CPU; the buffers were checked above.
-            unsafe { row_of(self, [inputs[0], inputs[1]], y, row) };
+            let row = &mut row[self.output.halo.left * stride..][..width * stride];
+            let sides = [self.row(0, inputs[0], y), self.row(1, inputs[1], y)];
+            let add = |a: &[u8], b: &[u8], out: &mut [u8]| {
+                // SAFETY: `Kernels` vouches for the CPU; the three are equally long.
+                unsafe {
+                    if self.is_plain {
+                        add_values::<true>(self, a, b, out);
+                    } else {
+                        add_values::<false>(self, a, b, out);
+                    }
+                }
+            };
+            if let [(a, false), (b, false)] = sides {
+                add(a, b, row);
+                continue;
+            }
+            for (x, pixel) in row.chunks_exact_mut(stride).enumerate() {
+                let [a, b] = sides.map(|(values, is_doubled)| &values[if is_doubled { x / 2 } else { x } * stride..][..stride]);
+                add(a, b, pixel);
+            }
         }
     }
 
     fn label(&self) -> String {
-        "avx512vnni 1x64".into()
+        "avx512vnni 64".into()
     }
 }
 
@@ -43,6 +72,7 @@ struct Side {
 }
 
 impl Side {
+    #[inline]
     #[target_feature(enable = "avx512f")]
     fn new(term: AddTerm) -> Self {
         Self { zero_point: _mm512_set1_epi32(i32::from(term.zero_point)), ratio: _mm512_set1_ps(term.ratio) }
@@ -58,22 +88,29 @@ impl Side {
 }
 
 /// # Safety
-/// The CPU has the instruction set; inputs and `out` have the sizes of their layouts.
+/// The CPU has the instruction set; the three are equally long, a multiple of 16 bytes.
 #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq")]
-unsafe fn row_of(add: &Add, inputs: [&[u8]; 2], y: usize, out: &mut [u8]) {
-    let (stride, range) = (add.output.pixel_stride, Range::<false>::new(add.range));
-    let sides = [Side::new(add.terms[0]), Side::new(add.terms[1])];
-    let step = |idx: usize| if add.terms[idx].is_doubled { 2 } else { 1 };
-    for x in 0..add.output.shape.w {
-        let from = |idx: usize| add.inputs[idx].offset(y / step(idx), x / step(idx));
-        let (a, b, to) = (from(0), from(1), (add.output.halo.left + x) * stride);
-        for first in (0..stride).step_by(16) {
-            // SAFETY: 16 channels of a pixel inside each buffer, whose pixels take a multiple of 16 bytes.
-            unsafe {
-                let a = sides[0].real(_mm_loadu_si128(inputs[0].as_ptr().add(a + first).cast()));
-                let b = sides[1].real(_mm_loadu_si128(inputs[1].as_ptr().add(b + first).cast()));
-                let bytes = range.bytes(_mm512_add_ps(a, b));
-                _mm_storeu_si128(out.as_mut_ptr().add(to + first).cast(), bytes);
+unsafe fn add_values<const PLAIN: bool>(add: &Add, a: &[u8], b: &[u8], out: &mut [u8]) {
+    let range = Range::<PLAIN>::new(add.range);
+    let (left, right) = (Side::new(add.terms[0]), Side::new(add.terms[1]));
+    // Packing leaves four values of each register in each 128-bit group.
+    let order = _mm512_setr_epi32(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15);
+    for ((a, b), out) in a.chunks(64).zip(b.chunks(64)).zip(out.chunks_mut(64)) {
+        // SAFETY: 16 values at a multiple of 16 below the length of each; the mask keeps the store within `out`.
+        unsafe {
+            let mut q = [_mm512_setzero_si512(); 4];
+            for i in 0..4 {
+                if 16 * i < out.len() {
+                    let a = left.real(_mm_loadu_si128(a.as_ptr().add(16 * i).cast()));
+                    let b = right.real(_mm_loadu_si128(b.as_ptr().add(16 * i).cast()));
+                    q[i] = range.round(_mm512_add_ps(a, b));
+                }
+            }
+            let bytes = _mm512_permutexvar_epi32(order, range.pack4(q[0], q[1], q[2], q[3]));
+            if out.len() == 64 {
+                _mm512_storeu_si512(out.as_mut_ptr().cast(), bytes);
+            } else {
+                _mm512_mask_storeu_epi8(out.as_mut_ptr().cast(), (1 << out.len()) - 1, bytes);
             }
         }
     }

@@ -147,51 +147,98 @@ unsafe fn store<const P: usize, const N: usize, const H: bool, const PLAIN: bool
         for n in 0..N {
             m[n] = _mm512_loadu_ps(tile.multipliers.add(16 * n));
         }
-        for p in 0..P {
-            let mut q = [_mm512_setzero_si512(); 4];
-            for n in 0..N {
-                q[n] = range.scale(acc[p][n], m[n]);
-            }
-            let out = tile.out.add(tile.out_offsets[p]);
-            match N {
-                0 => {}
-                1 => _mm_storeu_si128(out.cast(), lanes_1(range.pack4(q[0], q[0], q[0], q[0]))),
-                2 => _mm256_storeu_si256(out.cast(), lanes_2(range.pack4(q[0], q[1], q[0], q[1]))),
-                3 => {
-                    let bytes = lanes_3(range.pack4(q[0], q[1], q[2], q[2]));
-                    _mm256_storeu_si256(out.cast(), _mm512_castsi512_si256(bytes));
-                    _mm_storeu_si128(out.add(32).cast(), _mm512_extracti32x4_epi32::<2>(bytes));
+        // One packing instruction takes four registers: the channels of one pixel, or of two or four that have fewer.
+        let in_pack = match N {
+            1 => 4,
+            2 => 2,
+            _ => 1,
+        };
+        if N > 0 {
+            for first in (0..P).step_by(in_pack) {
+                let mut q = [_mm512_setzero_si512(); 4];
+                for i in 0..in_pack {
+                    for n in 0..N {
+                        if first + i < P {
+                            q[i * N + n] = range.scale(acc[first + i][n], m[n]);
+                        }
+                    }
                 }
-                _ => _mm512_storeu_si512(out.cast(), range.pack4(q[0], q[1], q[2], q[3])),
+                let bytes = range.pack4(q[0], q[1], q[2], q[3]);
+                let out = |i: usize| tile.out.add(tile.out_offsets[first + i]);
+                match N {
+                    1 => {
+                        let bytes = quarters(bytes);
+                        _mm_storeu_si128(out(0).cast(), _mm512_castsi512_si128(bytes));
+                        if first + 1 < P {
+                            _mm_storeu_si128(out(1).cast(), _mm512_extracti32x4_epi32::<1>(bytes));
+                        }
+                        if first + 2 < P {
+                            _mm_storeu_si128(out(2).cast(), _mm512_extracti32x4_epi32::<2>(bytes));
+                        }
+                        if first + 3 < P {
+                            _mm_storeu_si128(out(3).cast(), _mm512_extracti32x4_epi32::<3>(bytes));
+                        }
+                    }
+                    2 => {
+                        let bytes = halves(bytes);
+                        _mm256_storeu_si256(out(0).cast(), _mm512_castsi512_si256(bytes));
+                        if first + 1 < P {
+                            _mm256_storeu_si256(out(1).cast(), _mm512_extracti64x4_epi64::<1>(bytes));
+                        }
+                    }
+                    3 => {
+                        let bytes = three_quarters(bytes);
+                        _mm256_storeu_si256(out(0).cast(), _mm512_castsi512_si256(bytes));
+                        _mm_storeu_si128(out(0).add(32).cast(), _mm512_extracti32x4_epi32::<2>(bytes));
+                    }
+                    _ => _mm512_storeu_si512(out(0).cast(), bytes),
+                }
             }
-            if H {
-                let m = _mm256_loadu_ps(tile.multipliers.add(16 * N));
-                _mm_storel_epi64(out.add(16 * N).cast(), range.half(half[p], m));
+        }
+        if H {
+            // Half registers of eight pixels are four whole ones.
+            let m = _mm512_broadcast_f32x8(_mm256_loadu_ps(tile.multipliers.add(16 * N)));
+            let mut q = [_mm512_setzero_si512(); 4];
+            for i in 0..P.div_ceil(2) {
+                let pair = _mm512_inserti64x4::<1>(_mm512_castsi256_si512(half[2 * i]), half[(2 * i + 1).min(P - 1)]);
+                q[i] = range.scale(pair, m);
+            }
+            // Within each 128-bit group: four channels of pixels 0, 2, 4, 6 or 1, 3, 5, 7.
+            let bytes = quarters(range.pack4(q[0], q[1], q[2], q[3]));
+            let pairs = [
+                _mm512_castsi512_si128(bytes),
+                _mm512_extracti32x4_epi32::<1>(bytes),
+                _mm512_extracti32x4_epi32::<2>(bytes),
+                _mm512_extracti32x4_epi32::<3>(bytes),
+            ];
+            for p in 0..P {
+                let out = tile.out.add(tile.out_offsets[p] + 16 * N);
+                let eight = if p % 2 == 0 { pairs[p / 2] } else { _mm_unpackhi_epi64(pairs[p / 2], pairs[p / 2]) };
+                _mm_storel_epi64(out.cast(), eight);
             }
         }
     }
 }
 
-/// The first four bytes of each 128-bit group.
+/// Four bytes of each 128-bit group side by side: quarter `i` of the result is what register `i` was packed to.
 #[inline]
 #[target_feature(enable = "avx512f")]
-fn lanes_1(bytes: __m512i) -> __m128i {
-    let order = _mm512_setr_epi32(0, 4, 8, 12, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0);
-    _mm512_castsi512_si128(_mm512_permutexvar_epi32(order, bytes))
+fn quarters(bytes: __m512i) -> __m512i {
+    let order = _mm512_setr_epi32(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15);
+    _mm512_permutexvar_epi32(order, bytes)
 }
 
-/// The first eight bytes of each 128-bit group.
+/// The same for pairs of registers.
 #[inline]
 #[target_feature(enable = "avx512f")]
-fn lanes_2(bytes: __m512i) -> __m256i {
-    let order = _mm512_setr_epi64(0, 2, 4, 6, 0, 0, 0, 0);
-    _mm512_castsi512_si256(_mm512_permutexvar_epi64(order, bytes))
+fn halves(bytes: __m512i) -> __m512i {
+    _mm512_permutexvar_epi64(_mm512_setr_epi64(0, 2, 4, 6, 1, 3, 5, 7), bytes)
 }
 
 /// The first twelve bytes of each 128-bit group.
 #[inline]
 #[target_feature(enable = "avx512f")]
-fn lanes_3(bytes: __m512i) -> __m512i {
+fn three_quarters(bytes: __m512i) -> __m512i {
     let order = _mm512_setr_epi32(0, 1, 2, 4, 5, 6, 8, 9, 10, 12, 13, 14, 0, 0, 0, 0);
     _mm512_permutexvar_epi32(order, bytes)
 }

@@ -82,11 +82,12 @@ pub(in crate::kernels) fn dequantize_planes(values: &[u8], params: QuantParams, 
 unsafe fn dequantize(values: &[u8], params: QuantParams, layout: &Layout, planes: &mut [f32]) {
     let (columns, cells, channels) = (layout.shape.w, layout.shape.h * layout.shape.w, layout.shape.c);
     let (scale, zero_point) = (_mm512_set1_ps(params.scale), _mm512_set1_epi32(i32::from(params.zero_point)));
-    for y in 0..layout.shape.h {
-        for x in (0..columns).step_by(16) {
-            let n = (columns - x).min(16);
-            let mask = if n == 16 { u16::MAX } else { (1 << n) - 1 };
-            for first in (0..channels).step_by(16) {
+    // Planes outside, pixels inside: sixteen streams are written, each from its first value to its last.
+    for first in (0..channels).step_by(16) {
+        for y in 0..layout.shape.h {
+            for x in (0..columns).step_by(16) {
+                let n = (columns - x).min(16);
+                let mask = if n == 16 { u16::MAX } else { (1 << n) - 1 };
                 let mut rows = [_mm_setzero_si128(); 16];
                 for (dx, row) in rows.iter_mut().enumerate().take(n) {
                     // SAFETY: 16 bytes of a pixel inside the map.

@@ -50,36 +50,4 @@ impl<const PLAIN: bool> Range<PLAIN> {
         let bytes = _mm512_packus_epi16(ab, cd);
         if PLAIN { bytes } else { _mm512_min_epu8(_mm512_max_epu8(bytes, self.lo), self.hi) }
     }
-
-    /// `acc x m` of half a register, as bytes in order of lanes; the lower eight count.
-    #[inline]
-    #[target_feature(enable = "avx512f,avx512bw,avx512vl")]
-    pub(super) fn half(self, acc: __m256i, m: __m256) -> __m128i {
-        let scaled = _mm256_mul_ps(_mm256_cvtepi32_ps(acc), m);
-        let scaled = if PLAIN { scaled } else { _mm256_min_ps(scaled, _mm512_castps512_ps256(self.ceiling)) };
-        let words = _mm256_cvtsepi32_epi16(_mm256_cvtps_epi32(scaled));
-        let words = _mm_adds_epi16(words, _mm512_castsi512_si128(self.zero_point));
-        let bytes = _mm_packus_epi16(words, words);
-        if PLAIN {
-            bytes
-        } else {
-            let (lo, hi) = (_mm512_castsi512_si128(self.lo), _mm512_castsi512_si128(self.hi));
-            _mm_min_epu8(_mm_max_epu8(bytes, lo), hi)
-        }
-    }
-
-    /// 16 sums of two scaled values to bytes in order of lanes.
-    #[inline]
-    #[target_feature(enable = "avx512f,avx512bw,avx512vl")]
-    pub(super) fn bytes(self, scaled: __m512) -> __m128i {
-        let words = _mm512_cvtsepi32_epi16(self.round(scaled));
-        let words = _mm256_adds_epi16(words, _mm512_castsi512_si256(self.zero_point));
-        let bytes = _mm256_cvtusepi16_epi8(_mm256_max_epi16(words, _mm256_setzero_si256()));
-        if PLAIN {
-            bytes
-        } else {
-            let (lo, hi) = (_mm512_castsi512_si128(self.lo), _mm512_castsi512_si128(self.hi));
-            _mm_min_epu8(_mm_max_epu8(bytes, lo), hi)
-        }
-    }
 }

@@ -1,8 +1,9 @@
-//! Maximum over a window: 64 channels of one pixel at a time.
+//! Maximum over a window: 64, 32 or 16 channels of one pixel at a time.
 
 use crate::kernels::op::check_buffers;
 use crate::kernels::{Layout, RowKernel, Window};
 use std::arch::x86_64::*;
+use std::ops::Range;
 
 /// A max-pool; reads no halo, as padding never wins.
 #[derive(Debug)]
@@ -10,11 +11,20 @@ pub(super) struct MaxPool {
     window: Window,
     input: Layout,
     output: Layout,
+    /// Taps of each output column that lie inside the input: bytes from the start of a row to the first, and how many.
+    columns: Vec<(usize, usize)>,
 }
 
 impl MaxPool {
     pub(super) fn new(window: Window, input: Layout, output: Layout) -> Option<Self> {
-        (input.pixel_stride == output.pixel_stride).then_some(Self { window, input, output })
+        let same = input.pixel_stride == output.pixel_stride && input.pixel_stride.is_multiple_of(16);
+        let column = |x: usize| {
+            let left = window.pads[1];
+            let taps = inside(x, (window.stride.1, window.dilation.1, window.kernel.1), left, input.shape.w);
+            let first = (x * window.stride.1 + taps.start * window.dilation.1).saturating_sub(left);
+            (first * input.pixel_stride, taps.len())
+        };
+        same.then(|| Self { window, input, output, columns: (0..output.shape.w).map(column).collect() })
     }
 }
 
@@ -28,43 +38,75 @@ impl RowKernel for MaxPool {
     }
 
     fn label(&self) -> String {
-        "avx512vnni 1x64".into()
+        "avx512vnni 64".into()
     }
 }
 
+/// Taps of output coordinate `at` that lie inside an input of `size`: a range, as taps are in order.
+fn inside(at: usize, (step, dilation, kernel): (usize, usize, usize), pad: usize, size: usize) -> Range<usize> {
+    let start = at * step;
+    let first = pad.saturating_sub(start).div_ceil(dilation).min(kernel);
+    let last = (size + pad).saturating_sub(start).div_ceil(dilation).min(kernel);
+    first..last.max(first)
+}
+
 /// # Safety
-/// The CPU has the instruction set; `input` and `out` have the sizes of their layouts.
-#[target_feature(enable = "avx512f,avx512bw")]
+/// The CPU has the instruction set; `input` and `out` have the sizes of their layouts, whose pixels take the same multiple of
+/// 16 bytes.
+#[target_feature(enable = "avx512f,avx512bw,avx512vl")]
 unsafe fn row_of(pool: &MaxPool, input: &[u8], y: usize, out: &mut [u8]) {
     let (window, shape, stride) = (&pool.window, pool.input.shape, pool.input.pixel_stride);
-    // Taps that lie inside, of a first coordinate and a size: a range, as taps are in order.
-    let inside = |at: usize, step: usize, dilation: usize, pad: usize, kernel: usize, size: usize| {
-        let start = at * step;
-        let first = pad.saturating_sub(start).div_ceil(dilation).min(kernel);
-        let last = (size + pad).saturating_sub(start).div_ceil(dilation).min(kernel);
-        first..last.max(first)
-    };
-    let [top, left, ..] = window.pads;
-    let rows = inside(y, window.stride.0, window.dilation.0, top, window.kernel.0, shape.h);
-    for x in 0..pool.output.shape.w {
-        let cols = inside(x, window.stride.1, window.dilation.1, left, window.kernel.1, shape.w);
+    let top = window.pads[0];
+    let (row_step, col_step) = (window.dilation.0 * pool.input.row_stride(), window.dilation.1 * stride);
+    let rows = inside(y, (window.stride.0, window.dilation.0, window.kernel.0), top, shape.h);
+    if rows.is_empty() {
+        out[pool.output.halo.left * stride..][..pool.output.shape.w * stride].fill(0);
+        return;
+    }
+    let first_row = pool.input.offset(y * window.stride.0 + rows.start * window.dilation.0 - top, 0);
+    for (x, &(column, n_cols)) in pool.columns.iter().enumerate() {
         let to = (pool.output.halo.left + x) * stride;
-        for first in (0..stride).step_by(64) {
-            let left_over = stride - first;
-            let mask = if left_over >= 64 { u64::MAX } else { (1 << left_over) - 1 };
-            let mut most = _mm512_setzero_si512();
-            for ky in rows.clone() {
-                for kx in cols.clone() {
-                    let row = y * window.stride.0 + ky * window.dilation.0 - top;
-                    let col = x * window.stride.1 + kx * window.dilation.1 - left;
-                    // SAFETY: the tap lies inside the input; the mask keeps the load within the pixel.
-                    let values =
-                        unsafe { _mm512_maskz_loadu_epi8(mask, input.as_ptr().add(pool.input.offset(row, col) + first).cast()) };
-                    most = _mm512_max_epu8(most, values);
+        if n_cols == 0 {
+            out[to..to + stride].fill(0);
+            continue;
+        }
+        let corner = first_row + column;
+        let mut at = 0;
+        // SAFETY: the taps lie inside the input, the pixel inside the row, and `at` plus the width inside a pixel.
+        unsafe {
+            let (from, to) = (input.as_ptr().add(corner), out.as_mut_ptr().add(to));
+            while at + 64 <= stride {
+                let mut most = _mm512_setzero_si512();
+                for row in 0..rows.len() {
+                    for col in 0..n_cols {
+                        let tap = from.add(at + row * row_step + col * col_step);
+                        most = _mm512_max_epu8(most, _mm512_loadu_si512(tap.cast()));
+                    }
                 }
+                _mm512_storeu_si512(to.add(at).cast(), most);
+                at += 64;
             }
-            // SAFETY: the pixel lies inside the row; the mask keeps the store within it.
-            unsafe { _mm512_mask_storeu_epi8(out.as_mut_ptr().add(to + first).cast(), mask, most) };
+            if at + 32 <= stride {
+                let mut most = _mm256_setzero_si256();
+                for row in 0..rows.len() {
+                    for col in 0..n_cols {
+                        let tap = from.add(at + row * row_step + col * col_step);
+                        most = _mm256_max_epu8(most, _mm256_loadu_si256(tap.cast()));
+                    }
+                }
+                _mm256_storeu_si256(to.add(at).cast(), most);
+                at += 32;
+            }
+            if at < stride {
+                let mut most = _mm_setzero_si128();
+                for row in 0..rows.len() {
+                    for col in 0..n_cols {
+                        let tap = from.add(at + row * row_step + col * col_step);
+                        most = _mm_max_epu8(most, _mm_loadu_si128(tap.cast()));
+                    }
+                }
+                _mm_storeu_si128(to.add(at).cast(), most);
+            }
         }
     }
 }

@@ -1,8 +1,11 @@
-//! From ONNX QDQ to integer operators.
+//! From quantised ONNX to integer operators.
 //!
-//! A quantised network in QDQ form says `DequantizeLinear -> operator in float -> QuantizeLinear` for every step. This
-//! module reads that as one integer operator each and gives back a list in execution order. The patterns it knows are
+//! A quantised network in QDQ form says `DequantizeLinear -> operator in float -> QuantizeLinear` for every step; one in
+//! QOperator form is brought into that form first ([`qoperator`]). This module reads each such step as one integer
+//! operator and gives back a list in execution order. The patterns it knows are
 //! the table of `docs/executor.md`; anything else is refused with the node's name, never run in float.
+
+mod qoperator;
 
 use super::onnx::{self, Attributes, Constant, GraphProto, NodeProto, TensorValues};
 use crate::kernels::{AddTerm, ConvSpec, OpSpec, Requantization, Shape, Window};
@@ -93,7 +96,7 @@ struct Lowering<'a> {
 
 type Lowered<T> = Result<T, LowerError>;
 
-/// Reads a QDQ graph as integer operators.
+/// Reads a quantised graph as integer operators.
 ///
 /// # Errors
 /// [`LowerError`] naming the first node that does not fit the patterns of `docs/executor.md`.
@@ -109,7 +112,8 @@ pub(super) fn lower(graph: &GraphProto) -> Lowered<IntGraph> {
             constants.insert(name, constant);
         }
     }
-    let producers = graph.node.iter().flat_map(|node| node.output.iter().map(move |output| (output.as_str(), node))).collect();
+    let nodes = qoperator::as_qdq(&sorted(graph)?)?;
+    let producers = nodes.iter().flat_map(|node| node.output.iter().map(move |output| (output.as_str(), node))).collect();
     let inputs: Vec<_> = graph.input.iter().filter(|input| !constants.contains_key(input.name.as_str())).collect();
     let [input] = inputs[..] else {
         let names: Vec<_> = inputs.iter().map(|input| input.name.as_str()).collect();
@@ -124,7 +128,7 @@ pub(super) fn lower(graph: &GraphProto) -> Lowered<IntGraph> {
         outputs: Vec::new(),
     };
     let mut lowering = Lowering { graph, constants, producers, quantized: HashMap::new(), weights: HashMap::new(), out };
-    for node in sorted(graph)? {
+    for node in &nodes {
         if node.op_type == "QuantizeLinear" && !lowering.is_constant(input_of(node, 0)?) {
             lowering.quantize(node)?;
         }
@@ -379,6 +383,10 @@ impl<'a> Lowering<'a> {
         let (reals, exact): (Vec<f64>, Option<Vec<i32>>) = match self.constants.get(name.as_str()) {
             Some(Constant { values: TensorValues::F32(reals), .. }) => {
                 (reals.iter().map(|&real| f64::from(real)).collect(), None)
+            }
+            // The bias of a `QLinearConv`.
+            Some(Constant { values: TensorValues::I32(steps), .. }) => {
+                (steps.iter().map(|&step| f64::from(step)).collect(), Some(steps.clone()))
             }
             Some(_) => return Err(unsupported(node, "its bias must be f32, or i32 behind a DequantizeLinear".into())),
             None => {
@@ -681,6 +689,10 @@ impl<'a> Lowering<'a> {
                 .producers
                 .get(output.name.as_str())
                 .ok_or_else(|| graph_error(format!("nothing makes the output `{}`", output.name)))?;
+            if dq.op_type == "QuantizeLinear" {
+                let reason = format!("the output `{}` is quantised; let a DequantizeLinear make it", output.name);
+                return Err(unsupported(dq, reason));
+            }
             if dq.op_type != "DequantizeLinear" {
                 return Err(unsupported(
                     dq,

@@ -1,7 +1,7 @@
 //! Runs a network: tract is the graph engine, quantised patterns are our integer operators.
 //!
-//! In: the bytes of an ONNX file and a manifest. Out: [`HeadOutputs`] for every picture. A quantised (QDQ) network runs
-//! in integers from the first to the last operator or is refused, naming the node; a float network runs in plain tract
+//! In: the bytes of an ONNX file and a manifest. Out: [`HeadOutputs`] for every picture. A quantised network (QDQ or QOperator)
+//! runs in integers from the first to the last operator or is refused, naming the node; a float network runs in plain tract
 //! and only when asked for ([`LoadOptions::allow_float`]). [`Network`] knows files without a manifest,
 //! [`Executor`] adds what the manifest says: which output is which level, and how pixels become input values.
 
@@ -142,7 +142,7 @@ impl Network {
         if graph.node.is_empty() {
             return Err(LoadError::Decode("its graph is empty".into()));
         }
-        let is_quantized = graph.node.iter().any(|node| node.op_type == "QuantizeLinear");
+        let is_quantized = graph.node.iter().any(|node| node.op_type == "QuantizeLinear" || node.op_type.starts_with("QLinear"));
         if !is_quantized && !options.allow_float {
             let mut convs = graph.node.iter().filter(|node| node.op_type == "Conv");
             let first = convs.next().map_or_else(|| "none".into(), |node| node.name.clone());

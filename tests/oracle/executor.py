@@ -2,6 +2,8 @@
 
 usage: executor.py OUTDIR [MODEL.onnx …]
 
+Each network in QDQ form is run in QOperator form too (NAME_qop), where there is one.
+
 For each network: NAME.onnx, NAME.in (f32, [C, H, W]), NAME.out (f32, outputs one after the other), and one line in cases.json:
 {"name", "is_float", "exact"}: `exact` says whether ONNX Runtime computes this network in integers by the rule of
 docs/quantisation.md, so that every value must be equal; else a value may be one step off. Given models are run as well; they
@@ -99,6 +101,64 @@ class Net:
         _, s, z, shape = self.x
         picture = rng.uniform(-z * s, (255 - z) * s, shape)
         run(name, model.SerializeToString(), picture, False, exact)
+        qop = as_qop(model)
+        if qop:
+            run(name + "_qop", qop.SerializeToString(), picture, False, exact)
+
+
+MOVES = ("MaxPool", "Resize", "Split", "Reshape", "Transpose")
+CONTRIB = {"Add": "QLinearAdd", "Sigmoid": "QLinearSigmoid", "LeakyRelu": "QLinearLeakyRelu"}
+
+
+def as_qop(model):
+    """The same network of QLinear operators, as ONNX Runtime's quantiser writes them; None if something would stay in float."""
+    g = model.graph
+    made = {o: n for n in g.node for o in n.output}
+    values = {i.name: numpy_helper.to_array(i) for i in g.initializer}
+    same = lambda a, b: all(np.array_equal(values[x], values[y]) for x, y in zip(a, b))
+    read = lambda real: list(made[real].input) if real in made and made[real].op_type == "DequantizeLinear" else None
+    nodes, moved = [], {}
+    for q in g.node:
+        if q.op_type == "DequantizeLinear" and any(o.name == q.output[0] for o in g.output):
+            nodes.append(q)
+        if q.op_type != "QuantizeLinear":
+            continue
+        op = made.get(q.input[0])
+        if op is None:
+            nodes.append(q)
+            continue
+        if op.op_type == "Relu" and made[op.input[0]].op_type in ("Conv", "Add") and values[q.input[2]] == np.iinfo(values[q.input[2]].dtype).min:
+            op = made[op.input[0]]  # The range of the output is the ReLU.
+        inputs = [read(x) for x in op.input]
+        y = list(q.input[1:])
+        if inputs[0] is None:
+            return None
+        if op.op_type == "Conv":
+            if len(inputs) > 2 and inputs[2] is None:
+                return None
+            new = helper.make_node("QLinearConv", inputs[0] + inputs[1] + y + [x[0] for x in inputs[2:]], [q.output[0]])
+        elif op.op_type == "Concat":
+            new = helper.make_node("QLinearConcat", y + sum(inputs, []), [q.output[0]], domain="com.microsoft")
+        elif op.op_type in CONTRIB:
+            new = helper.make_node(CONTRIB[op.op_type], sum(inputs, []) + y, [q.output[0]], domain="com.microsoft")
+        elif op.op_type in MOVES and same(inputs[0][1:], y):
+            if op.name in moved:
+                moved[op.name].output[list(op.output).index(q.input[0])] = q.output[0]
+                continue
+            new = helper.make_node(op.op_type, [inputs[0][0], *op.input[1:]], [q.output[0] if o == q.input[0] else o for o in op.output])
+            moved[op.name] = new
+        else:
+            return None
+        new.name = op.name + "_quant"
+        new.attribute.extend(op.attribute)
+        nodes.append(new)
+    used = {i for n in nodes for i in n.input}
+    inits = [i for i in g.initializer if i.name in used]
+    for i in inits:
+        if list(i.dims) == [1] and i.name.split("_")[0] in ("scale", "zp", "ws", "wz"):
+            del i.dims[:]  # A scalar: some of these operators take no other shape.
+    graph = helper.make_graph(nodes, g.name, g.input, g.output, inits)
+    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 13), helper.make_opsetid("com.microsoft", 1)], ir_version=8)
 
 
 def run(name, model, picture, is_float, exact):
@@ -267,5 +327,9 @@ for i, path in enumerate(sys.argv[2:]):
     blocks = rng.integers(0, 256, (shape[0], -(-shape[1] // 8), -(-shape[2] // 8)))
     picture = np.kron(blocks, np.ones((1, 8, 8)))[:, : shape[1], : shape[2]] + rng.integers(-9, 10, shape)
     is_float = not any(n.op_type == "QuantizeLinear" for n in graph.node)
-    run(f"model{i}", model, np.clip(picture, 0, 255) / 255, is_float, False)
+    consts = {t.name: numpy_helper.to_array(t) for t in graph.initializer}
+    first = [n for n in graph.node if n.op_type == "QuantizeLinear" and n.input[0] == graph.input[0].name]
+    scale, zp = (consts[name].item() for name in first[0].input[1:3]) if first else (1 / 255, 0)
+    zp += 128 if first and consts[first[0].input[2]].dtype == np.int8 else 0
+    run(f"model{i}", model, (np.clip(picture, 0, 255) - zp) * scale, is_float, False)
 json.dump(CASES, open(f"{OUT}/cases.json", "w"))

@@ -17,8 +17,13 @@ struct Case {
 /// Largest difference of a float network, as a share of the largest value.
 const FLOAT_TOLERANCE: f32 = 1e-4;
 
+/// Steps that a value may be off. Where a sum rounds the other way the difference travels on: on deep networks of random
+/// weights ONNX Runtime differs from itself, with and without its optimiser, by up to 5 steps.
+const STEPS: f32 = 1.5;
+const STEPS_OF_GIVEN: f32 = 8.5;
+
 /// Values that differ, of how many.
-fn differing(folder: &Path, case: &Case) -> (usize, usize) {
+fn differing(folder: &Path, case: &Case, steps: f32) -> (usize, usize) {
     let file = |extension: &str| folder.join(format!("{}.{extension}", case.name));
     let bytes = std::fs::read(file("onnx")).expect("the network is there");
     let options = LoadOptions { allow_float: case.is_float, ..LoadOptions::default() };
@@ -53,7 +58,7 @@ fn differing(folder: &Path, case: &Case) -> (usize, usize) {
                 Some(params) if difference > 0.5 * params.scale => {
                     n_differ += 1;
                     assert!(
-                        difference < 1.5 * params.scale,
+                        difference < steps * params.scale,
                         "{} {} at {at}: {got}, ONNX Runtime {want}, step {}",
                         case.name,
                         info.name,
@@ -88,19 +93,36 @@ fn shipped() -> Vec<PathBuf> {
     networks
 }
 
+/// Networks of the folder that `FOVEA_ORACLE_MODELS` names: to try others than the project's own.
+fn given() -> Vec<PathBuf> {
+    let Some(folder) = std::env::var_os("FOVEA_ORACLE_MODELS") else { return Vec::new() };
+    let files = std::fs::read_dir(folder).expect("FOVEA_ORACLE_MODELS names a folder").flatten();
+    let mut networks: Vec<PathBuf> = files.map(|file| file.path()).collect();
+    networks.retain(|path| path.extension().is_some_and(|extension| extension == "onnx"));
+    networks.sort();
+    networks
+}
+
 #[test]
 fn networks_agree_with_onnx_runtime() {
     let Some(python) = python("executor against ONNX Runtime") else { return };
     let folder = tempfile::tempdir().expect("a folder");
-    let models = shipped();
-    let arguments: Vec<&Path> = std::iter::once(folder.path()).chain(models.iter().map(PathBuf::as_path)).collect();
+    let (shipped, given) = (shipped(), given());
+    let models: Vec<&PathBuf> = shipped.iter().chain(&given).collect();
+    let arguments: Vec<&Path> = std::iter::once(folder.path()).chain(models.iter().map(|path| path.as_path())).collect();
     run_script(&python, "executor.py", &arguments, "");
     let cases = std::fs::read_to_string(folder.path().join("cases.json")).expect("a list of cases");
     let cases: Vec<Case> = serde_json::from_str(&cases).expect("a list of cases");
-    assert!(cases.len() > 50, "only {} cases", cases.len());
+    let n_qop = cases.iter().filter(|case| case.name.ends_with("_qop")).count();
+    assert!(cases.len() - n_qop > 50 && n_qop > 40, "only {} cases, {n_qop} of them in QOperator form", cases.len());
     let (mut n_exact, mut n_near, mut wrong) = (0, 0, Vec::new());
+    for (idx, path) in models.iter().enumerate() {
+        eprintln!("model{idx} is {}", path.display());
+    }
     for case in &cases {
-        let (n_differ, n_values) = differing(folder.path(), case);
+        let is_given = (shipped.len()..models.len()).any(|idx| case.name == format!("model{idx}"));
+        let steps = if is_given { STEPS_OF_GIVEN } else { STEPS };
+        let (n_differ, n_values) = differing(folder.path(), case, steps);
         if case.is_float {
             eprintln!("{}: {n_values} values within {FLOAT_TOLERANCE}", case.name);
         } else if case.exact {
@@ -110,11 +132,11 @@ fn networks_agree_with_onnx_runtime() {
             }
         } else {
             n_near += n_values;
-            eprintln!("{}: {n_differ} of {n_values} values one step off", case.name);
+            eprintln!("{}: {n_differ} of {n_values} values off by a step", case.name);
         }
     }
     eprintln!(
-        "{} shipped networks; {n_exact} values of networks in integers equal, {n_near} of others within a step",
+        "{} shipped and given networks; {n_exact} values of networks in integers equal, {n_near} of others within a step",
         models.len()
     );
     assert!(wrong.is_empty(), "values that differ: {wrong:#?}");

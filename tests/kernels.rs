@@ -160,6 +160,8 @@ fn conv_agrees(layer: &Layer) {
 fn layer(shape: Shape, window: Window, (groups, out_channels): (usize, usize), seed: u32, extreme: bool) -> Layer {
     let per_in = shape.c / groups;
     let n = out_channels * per_in * window.n_taps();
+    // Of the whole range, of half of it, of a quarter: few, most and all pairs of products of bytes stay within 16 bits.
+    let divisor = [1, 2, 4][usize::from(noise(seed, 11)) % 3];
     let weight = |i: usize| match noise(seed ^ 0x1234, i).cast_signed() {
         w if extreme => {
             if w < 0 {
@@ -168,7 +170,7 @@ fn layer(shape: Shape, window: Window, (groups, out_channels): (usize, usize), s
                 127
             }
         }
-        w => w.max(-127),
+        w => w.max(-127) / divisor,
     };
     let weights: Arc<[i8]> = (0..n).map(weight).collect();
     let byte = |salt: u32| noise(seed ^ salt, 7);
@@ -218,6 +220,45 @@ fn convolutions_at_the_edges_of_tiles() {
     conv_agrees(&layer(shape(11, 12, 96), window((5, 5), (1, 1), (1, 1), [2; 4]), (96, 96), 12, true));
     conv_agrees(&layer(shape(11, 12, 128), k3, (32, 128), 13, true));
     conv_agrees(&layer(shape(6, 5, 130), k3, (2, 66), 14, false));
+}
+
+/// Kernels that add pairs of products in 16 bits may do so only where no input saturates: pairs of weights on both sides of that.
+#[test]
+fn convolutions_with_pairs_of_weights_at_the_limit_of_16_bits() {
+    let pairs: [[i8; 2]; 12] = [
+        [64, 64],
+        [-64, -64],
+        [127, 1],
+        [-127, -1],
+        [1, -1],
+        [127, -127],
+        [0, 0],
+        [3, -128],
+        [64, 65],
+        [-65, -64],
+        [127, 127],
+        [-128, -128],
+    ];
+    let k3 = window((3, 3), (1, 1), (1, 1), [1; 4]);
+    // Only pairs that fit, all of them, only the two that leave the range by the least, each with each.
+    for (n, range) in [0..8, 0..12, 8..10, 6..9].into_iter().enumerate() {
+        for (groups, out) in [(1, 9), (1, 40), (8, 8), (40, 40)] {
+            let seed = u32::try_from(n).expect("small");
+            let channels = if groups > 8 { 40 } else { 8 };
+            let mut layer = layer(shape(4, 7, channels), k3, (groups, out), seed, false);
+            let taps = k3.n_taps();
+            let per_channel = channels / groups * taps;
+            // Neighbours are channels, or taps where each channel is a group of its own.
+            let weight = |i: usize| {
+                let (o, channel, tap) = (i / per_channel, i % per_channel / taps, i % taps);
+                let (pair, side) = if groups == 1 { (tap * 64 + channel / 2, channel % 2) } else { (tap / 2, tap % 2) };
+                pairs[range.start + usize::from(noise(seed, o * 1024 + pair)) % range.len()][side]
+            };
+            layer.spec.weights = (0..layer.spec.weights.len()).map(weight).collect();
+            layer.spec.input_zero_point = 0;
+            conv_agrees(&layer);
+        }
+    }
 }
 
 /// The largest sums that the loader lets pass: 4096 channels under nine taps.

@@ -140,6 +140,10 @@ impl Kernels {
     pub fn saturate(self) -> usize {
         match self.isa {
             #[cfg(target_arch = "x86_64")]
+            Isa::Avx2 => x86_64::avx2::saturate(),
+            #[cfg(target_arch = "x86_64")]
+            Isa::AvxVnni => x86_64::avxvnni::saturate(),
+            #[cfg(target_arch = "x86_64")]
             Isa::Avx512Vnni => x86_64::avx512vnni::saturate(),
             _ => 0,
         }

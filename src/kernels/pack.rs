@@ -3,6 +3,11 @@
 //! Output channels are cut into blocks of up to a few registers of `i32` lanes, input channels into quads of four bytes:
 //! one dot-product instruction multiplies a quad of one pixel with a quad of every lane. A block's weights are
 //! `[tap][quad][register][lane][4]`, so that a kernel reads them once, from the first byte to the last.
+//!
+//! Where there is no dot product ([`Products::Pairs`]), each quad of a block is packed in one of two ways. Bytes
+//! `[register][lane][4]`, for an instruction that adds neighbouring products in 16 bits and saturates, where that can
+//! happen for no input; else words `[bytes 0 and 2, bytes 1 and 3][register][lane][2]`. Quads of bytes come first,
+//! those whose weights are all 0 not at all.
 
 use super::{ConvSpec, Layout};
 use std::collections::HashMap;
@@ -44,6 +49,17 @@ pub(super) struct Scheme {
     pub pack_lanes: usize,
     /// Whether the last register of a block may be used by half, its lanes in order of channels.
     pub halves: bool,
+    /// What one multiplication takes.
+    pub products: Products,
+}
+
+/// What one multiplication of an instruction set takes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub(super) enum Products {
+    /// Four bytes for each lane: a dot product.
+    Quads,
+    /// Four bytes for each lane where no pair of products leaves 16 bits, else two words.
+    Pairs,
 }
 
 impl Scheme {
@@ -83,6 +99,10 @@ pub(super) struct Block {
     pub quads: Range<usize>,
     /// First byte of its weights.
     pub weights: usize,
+    /// Tap and quad of its weights in their order, where that is not every tap with every quad.
+    pub order: Vec<(usize, usize)>,
+    /// How many of these, from the first on, are bytes; the others are words.
+    pub n_bytes: usize,
 }
 
 /// The weights of a convolution, packed.
@@ -102,21 +122,31 @@ impl PackedWeights {
             let last = out_channels.min(first + channels) - 1;
             let read = first / out_per_group * in_per_group..(last / out_per_group + 1) * in_per_group;
             let quads = read.start / 4..read.end.div_ceil(4);
-            let block = Block { first, registers, has_half, quads: quads.clone(), weights: bytes.len() };
-            for tap in 0..n_taps {
-                for quad in quads.clone() {
-                    for (r, lane) in (0..registers).flat_map(|r| (0..scheme.lanes).map(move |lane| (r, lane))) {
-                        let o = scheme.channel(&block, r, lane).map(|c| first + c).filter(|&o| o < out_channels);
-                        bytes.extend(
-                            (4 * quad..4 * quad + 4)
-                                .map(|i| {
-                                    let o = o?;
-                                    let within = i.checked_sub(o / out_per_group * in_per_group).filter(|&i| i < in_per_group)?;
-                                    Some(spec.weight(o, within, tap))
-                                })
-                                .map(Option::unwrap_or_default),
-                        );
-                    }
+            let (weights, order) = (bytes.len(), Vec::new());
+            let mut block = Block { first, registers, has_half, quads: quads.clone(), weights, order, n_bytes: 0 };
+            let all = (0..n_taps).flat_map(|tap| quads.clone().map(move |quad| (tap, quad)));
+            let all = all.map(|(tap, quad)| {
+                let lanes = (0..registers).flat_map(|r| (0..scheme.lanes).map(move |lane| (r, lane)));
+                let weights = lanes.map(|(r, lane)| {
+                    let o = scheme.channel(&block, r, lane).map(|c| first + c).filter(|&o| o < out_channels);
+                    [0, 1, 2, 3].map(|i| {
+                        let within =
+                            (4 * quad + i).checked_sub(o? / out_per_group * in_per_group).filter(|&i| i < in_per_group)?;
+                        Some(spec.weight(o?, within, tap))
+                    })
+                });
+                let weights = weights.map(|quad| quad.map(Option::unwrap_or_default));
+                ((tap, quad), weights.collect::<Vec<[i8; 4]>>())
+            });
+            match scheme.products {
+                Products::Quads => bytes.extend(all.flat_map(|(_, weights)| weights.into_flattened())),
+                Products::Pairs => {
+                    let used = all.filter(|(_, weights)| weights.iter().flatten().any(|&w| w != 0)).collect::<Vec<_>>();
+                    let (small, large): (Vec<_>, Vec<_>) = used.into_iter().partition(|(_, weights)| pairs_fit(weights));
+                    block.n_bytes = small.len();
+                    block.order = small.iter().chain(&large).map(|(at, _)| *at).collect();
+                    bytes.extend(small.into_iter().flat_map(|(_, weights)| weights.into_flattened()));
+                    bytes.extend(large.iter().flat_map(|(_, weights)| words(weights)));
                 }
             }
             blocks.push(block);
@@ -136,6 +166,21 @@ impl PackedWeights {
         }
         lanes
     }
+}
+
+/// Whether `x0 w0 + x1 w1` of neighbouring bytes stays within 16 bits for all `x`: 255 x 128 does.
+pub(super) fn pairs_fit(weights: &[[i8; 4]]) -> bool {
+    let sum = |pair: &[i8], of: fn(i16) -> i16| pair.iter().map(|&w| of(i16::from(w))).sum::<i16>();
+    weights
+        .iter()
+        .flat_map(|quad| quad.chunks_exact(2))
+        .all(|pair| sum(pair, |w| w.max(0)) <= 128 && sum(pair, |w| (-w).max(0)) <= 128)
+}
+
+/// Words of bytes 0 and 2 of every lane, then those of bytes 1 and 3.
+pub(super) fn words(weights: &[[i8; 4]]) -> impl Iterator<Item = i8> {
+    let half = |idx: usize| weights.iter().flat_map(move |quad| [quad[idx], quad[idx + 2]]);
+    half(0).chain(half(1)).flat_map(|w| i16::from(w).to_le_bytes().map(u8::cast_signed))
 }
 
 /// Weights that several convolutions share are packed once.
@@ -159,8 +204,10 @@ pub(super) struct PackedConv {
     pub lanes: usize,
     /// Offset of the window's first tap from the pixel under it, in bytes before it.
     pub lead: usize,
-    /// Bytes from the first tap to each run of quads.
+    /// Bytes from the first tap to each run of quads, block by block where they differ.
     pub taps: Vec<usize>,
+    /// Which of these are a block's.
+    pub taps_of_block: Vec<Range<usize>>,
     /// Taps that lie side by side in memory count as one run of so many.
     pub taps_in_run: usize,
     pub weights: Arc<PackedWeights>,
@@ -187,10 +234,25 @@ impl PackedConv {
         }
         let weights = cache.pack(spec, scheme);
         let n_quads = input.shape.c.div_ceil(4);
-        let is_run = spec.groups == 1 && window.dilation.1 == 1 && input.pixel_stride == 4 * n_quads;
+        let are_quads = scheme.products == Products::Quads;
+        let is_run = are_quads && spec.groups == 1 && window.dilation.1 == 1 && input.pixel_stride == 4 * n_quads;
         let taps_in_run = if is_run { window.kernel.1 } else { 1 };
-        let taps = (0..window.kernel.0).flat_map(|ky| (0..window.kernel.1).step_by(taps_in_run).map(move |kx| (ky, kx)));
-        let taps = taps.map(|(ky, kx)| ky * window.dilation.0 * input.row_stride() + kx * window.dilation.1 * input.pixel_stride);
+        let tap =
+            |ky: usize, kx: usize| ky * window.dilation.0 * input.row_stride() + kx * window.dilation.1 * input.pixel_stride;
+        let (mut taps, mut taps_of_block) = (Vec::new(), Vec::new());
+        if are_quads {
+            taps.extend((0..window.kernel.0).flat_map(|ky| (0..window.kernel.1).step_by(taps_in_run).map(move |kx| tap(ky, kx))));
+            taps_of_block.resize(weights.blocks.len(), 0..taps.len());
+        } else {
+            for block in &weights.blocks {
+                let first = taps.len();
+                let place = |&(idx, quad): &(usize, usize)| {
+                    tap(idx / window.kernel.1, idx % window.kernel.1) + 4 * (quad - block.quads.start)
+                };
+                taps.extend(block.order.iter().map(place));
+                taps_of_block.push(first..taps.len());
+            }
+        }
         let n = spec.out_channels();
         Some(Self {
             input,
@@ -198,7 +260,8 @@ impl PackedConv {
             stride: window.stride,
             lanes: scheme.lanes,
             lead: window.pads[0] * input.row_stride() + window.pads[1] * input.pixel_stride,
-            taps: taps.collect(),
+            taps,
+            taps_of_block,
             taps_in_run,
             bias: weights.by_lane(scheme, n, 0, |o| spec.folded_bias(o)),
             multipliers: weights.by_lane(scheme, n, 0.0, |o| spec.requant.multipliers[o]),

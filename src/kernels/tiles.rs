@@ -23,6 +23,8 @@ pub(super) struct Tile<'a> {
     pub taps: &'a [usize],
     /// Quads of a run.
     pub n_quads: usize,
+    /// Where runs are single quads, some of bytes and some of words: how many are bytes.
+    pub n_bytes: usize,
     /// Weights of the block: `[tap][quad][register][lane][4]`.
     pub weights: *const i8,
     /// Of the block, in the order of lanes.
@@ -65,14 +67,15 @@ pub(super) unsafe fn conv_rows(
     while done < n_rows {
         let rows = rows_in_pass.min(n_rows - done);
         let mut lane = 0;
-        for block in &conv.weights.blocks {
+        for (block, taps) in conv.weights.blocks.iter().zip(&conv.taps_of_block) {
             let (most, n_pixels) = (max_pixels(block.registers), rows * width);
             let full = tile(block, most);
             let mut walk = Tile {
                 input,
                 in_offsets: [0; MAX_PIXELS],
-                taps: &conv.taps,
+                taps: &conv.taps[taps.clone()],
                 n_quads: block.quads.len() * conv.taps_in_run,
+                n_bytes: block.n_bytes,
                 // SAFETY: the block's first weight and the lanes of the block are inside the packed weights and vectors.
                 weights: unsafe { conv.weights.bytes.as_ptr().add(block.weights) },
                 bias: conv.bias[lane..].as_ptr(),

@@ -61,7 +61,7 @@ impl Side {
 /// The CPU has AVX2; inputs and `out` have the sizes of their layouts, whose pixels take a multiple of 16 bytes.
 #[target_feature(enable = "avx2")]
 unsafe fn row_of(add: &Add, inputs: [&[u8]; 2], y: usize, out: &mut [u8]) {
-    let (stride, range) = (add.output.pixel_stride, Range::new(add.range));
+    let (stride, range) = (add.output.pixel_stride, Range::<false>::new(add.range));
     let sides = [Side::new(add.terms[0]), Side::new(add.terms[1])];
     let step = |idx: usize| if add.terms[idx].is_doubled { 2 } else { 1 };
     // Packing leaves lanes 0..4 of both sums in the lower half and lanes 4..8 in the upper.

@@ -9,12 +9,12 @@
 
 use super::requantize::Range;
 use crate::kernels::op::check_buffers;
-use crate::kernels::pack::{Block, PackCache, PackedConv, Scheme};
+use crate::kernels::pack::{Block, PackCache, PackedConv, Products, Scheme};
 use crate::kernels::tiles::{Tile, TileFn, conv_rows};
 use crate::kernels::{ConvSpec, Layout, RowKernel};
 use std::arch::x86_64::*;
 
-const SCHEME: Scheme = Scheme { lanes: 16, max_registers: 4, pack_lanes: 4, halves: true };
+const SCHEME: Scheme = Scheme { lanes: 16, max_registers: 4, pack_lanes: 4, halves: true, products: Products::Quads };
 
 /// Pixels of a tile for blocks of so many registers.
 const fn max_pixels(registers: usize) -> usize {

@@ -42,6 +42,9 @@ pub(crate) struct Args {
     /// With --model-only: print every layer instead of the slowest (--json always has all).
     #[arg(long)]
     layers: bool,
+    /// With --model-only: run even a quantised network by the graph engine's own operators, for comparison.
+    #[arg(long, conflicts_with = "native_io")]
+    plain_engine: bool,
     #[command(flatten)]
     model: run::ModelArgs,
     /// `max`: every frame, as fast as it goes; `live`: frames come at their own pace and the newest wins.
@@ -70,11 +73,12 @@ impl Args {
                 worker: self.worker,
                 allow_float: self.model.allow_float,
                 all_layers: self.layers,
+                force_float: self.plain_engine,
             });
         }
-        if self.native_io || self.worker || self.layers {
+        if self.native_io || self.worker || self.layers || self.plain_engine {
             return Err(Failure::request(anyhow::anyhow!(
-                "--native-io, --worker and --layers are about a network alone: name it with --model-only"
+                "--native-io, --worker, --layers and --plain-engine are about a network alone: name it with --model-only"
             )));
         }
         let source = self.source.as_deref().unwrap_or_default();

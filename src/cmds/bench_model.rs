@@ -32,6 +32,8 @@ pub(crate) struct ModelArgs {
     pub(crate) allow_float: bool,
     /// Print every layer instead of the slowest.
     pub(crate) all_layers: bool,
+    /// Run a quantised network by the graph engine's own operators.
+    pub(crate) force_float: bool,
 }
 
 /// The result, as `--json` writes it.
@@ -93,7 +95,12 @@ pub(crate) fn run(args: &ModelArgs) -> Result<(), Failure> {
         n => n,
     };
     let file = ModelFile::read(&args.model)?;
-    let loaded = file.load(&LoadOptions { threads, allow_float: args.allow_float, ..LoadOptions::default() })?;
+    let loaded = file.load(&LoadOptions {
+        threads,
+        allow_float: args.allow_float,
+        force_float: args.force_float,
+        ..LoadOptions::default()
+    })?;
     let mut bench = Bench::new(loaded, args.native_io)?;
     bench.once()?;
     bench.once()?;

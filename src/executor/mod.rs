@@ -29,6 +29,8 @@ pub struct LoadOptions {
     pub threads: usize,
     /// Run a network, or a quantised one that has no integer form, in float.
     pub allow_float: bool,
+    /// Run even a quantised network in float, by the graph engine's own operators: for comparison.
+    pub force_float: bool,
     /// Who computes; the best that this CPU has unless said otherwise.
     pub kernels: Kernels,
 }
@@ -143,12 +145,12 @@ impl Network {
             return Err(LoadError::Decode("its graph is empty".into()));
         }
         let is_quantized = graph.node.iter().any(|node| node.op_type == "QuantizeLinear" || node.op_type.starts_with("QLinear"));
-        if !is_quantized && !options.allow_float {
+        if !is_quantized && !options.allow_float && !options.force_float {
             let mut convs = graph.node.iter().filter(|node| node.op_type == "Conv");
             let first = convs.next().map_or_else(|| "none".into(), |node| node.name.clone());
             return Err(LoadError::Float { n_convs: graph.node.iter().filter(|node| node.op_type == "Conv").count(), first });
         }
-        let plan = if is_quantized {
+        let plan = if is_quantized && !options.force_float {
             match graph::lower(graph) {
                 Ok(lowered) => Plan::Int(IntPlan::new(lowered, options)?),
                 Err(_) if options.allow_float => Plan::Float(FloatPlan::new(bytes, graph)?),

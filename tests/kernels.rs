@@ -311,6 +311,38 @@ proptest! {
     }
 
     #[test]
+    fn a_convolution_with_a_sum_is_one_after_the_other(
+        layer in prop_oneof![layers(false), layers(true)], is_doubled in any::<bool>(), other_zero_point in any::<u8>(), zero_point in any::<u8>(),
+        ratios in [0.01_f32..3.0, 0.01_f32..3.0], range in prop_oneof![Just((0_u8, 255_u8)), Just((40, 200))],
+    ) {
+        let (spec, seed) = (&layer.spec, layer.seed);
+        let (h, w) = layer.rows_and_columns();
+        let c = spec.out_channels();
+        let step = if is_doubled { 2 } else { 1 };
+        let input = Layout::padded(layer.shape, spec.window.halo(layer.shape));
+        let other = Layout::padded(shape(h.div_ceil(step), w.div_ceil(step), c), Halo { left: 1, ..Halo::default() });
+        let other_value = |y: usize, x: usize, channel: usize| noise(seed ^ 0xBEEF, (y * 64 + x) * 512 + channel);
+        let bytes = buffer(&input, spec.input_zero_point, seed, |y, x, channel| layer.value(y, x, channel));
+        let other_bytes = buffer(&other, other_zero_point, seed, other_value);
+        let output = Layout::padded(shape(h, w, c), layer.out_halo);
+        let terms = [
+            AddTerm { zero_point: spec.requant.zero_point, ratio: ratios[0], is_doubled: false },
+            AddTerm { zero_point: other_zero_point, ratio: ratios[1], is_doubled },
+        ];
+        let op = OpSpec::ConvAdd { conv: spec.clone(), terms, zero_point, lo: range.0, hi: range.1 };
+        let convolved = conv_reference(&layer);
+        for_each_isa(|kernels| {
+            let got = run(kernels, &op, &[(&bytes, input), (&other_bytes, other)], output);
+            for (idx, (&got, &conv)) in got.iter().zip(&convolved).enumerate() {
+                let (y, x, channel) = (idx / c / w, idx / c % w, idx % c);
+                let side = (other_value(y / step, x / step, channel), other_zero_point, ratios[1]);
+                let want = requantize_add((conv, spec.requant.zero_point, ratios[0]), side, zero_point, range.0, range.1);
+                assert_eq!(got, want, "{} at {y} {x} {channel}", kernels.isa().name());
+            }
+        });
+    }
+
+    #[test]
     fn maxpool_is_the_naive_maximum(
         (h, w, c) in (1_usize..9, 1_usize..9, 1_usize..140), side in 1_usize..4, stride in 1_usize..4, pad in 0_usize..2,
         dilation in 1_usize..3, seed in any::<u32>(),

@@ -4,7 +4,7 @@
 //! overlap. Halos belong to a value's place and are filled again in every run.
 
 use super::graph::{Activation, IntGraph, ValueId};
-use crate::kernels::{Halo, Layout, OpSpec, Place};
+use crate::kernels::{Halo, Layout, Place};
 use std::ops::Range;
 
 /// Places start at multiples of a cache line.
@@ -65,7 +65,7 @@ impl ArenaPlan {
 fn layouts(graph: &IntGraph) -> Vec<Layout> {
     let mut halos = vec![Halo::default(); graph.values.len()];
     for step in &graph.steps {
-        if let OpSpec::Conv(spec) = &step.operator {
+        if let Some(spec) = step.operator.conv() {
             let input = step.inputs[0];
             halos[input] = halos[input].union(spec.window.halo(graph.values[input].shape));
         }

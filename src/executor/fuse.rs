@@ -6,6 +6,7 @@ use crate::kernels::{AddTerm, OpSpec};
 /// Applies every rewrite of the table in `docs/executor.md`.
 pub(super) fn fuse(graph: &mut IntGraph) {
     add_of_upsampled(graph);
+    conv_add(graph);
     interleave(graph);
     remove_unread(graph);
 }
@@ -30,6 +31,33 @@ fn add_of_upsampled(graph: &mut IntGraph) {
         if let OpSpec::Add { terms: old, .. } = &mut step.operator {
             *old = terms;
         }
+    }
+}
+
+/// `Conv → Add` where nobody else reads the convolution: the sum is made while its rows are in the cache. Of two
+/// convolutions that meet in a sum, the larger takes it along.
+fn conv_add(graph: &mut IntGraph) {
+    let mut n_readers = vec![0_usize; graph.values.len()];
+    let read = graph.steps.iter().flat_map(|step| &step.inputs).chain(graph.outputs.iter().map(|(_, value)| value));
+    for &value in read {
+        n_readers[value] += 1;
+    }
+    for idx in 0..graph.steps.len() {
+        let OpSpec::Add { terms, zero_point, lo, hi } = graph.steps[idx].operator else { continue };
+        let conv = |side: usize| {
+            let value = graph.steps[idx].inputs[side];
+            let is_alone = n_readers[value] == 1 && !terms[side].is_doubled;
+            let made_by = producer(graph, value).filter(|_| is_alone)?;
+            if let OpSpec::Conv(conv) = &made_by.operator { Some((conv.clone(), made_by)) } else { None }
+        };
+        let size = |side: usize| conv(side).map_or(0, |(conv, _)| conv.weights.len());
+        let side = usize::from(size(1) > size(0));
+        let Some((conv, made_by)) = conv(side) else { continue };
+        let name = format!("{}+{}", made_by.name, graph.steps[idx].name);
+        let inputs = vec![made_by.inputs[0], graph.steps[idx].inputs[1 - side]];
+        let terms = [terms[side], terms[1 - side]];
+        let operator = OpSpec::ConvAdd { conv, terms, zero_point, lo, hi };
+        graph.steps[idx] = Step { name, operator, inputs, output: graph.steps[idx].output };
     }
 }
 

@@ -30,10 +30,7 @@ impl Eq for QuantRegion {}
 
 /// Multiplications of an operator.
 pub(super) fn macs(operator: &OpSpec, output: Layout) -> usize {
-    match operator {
-        OpSpec::Conv(spec) => output.shape.h * output.shape.w * spec.weights.len(),
-        _ => 0,
-    }
+    operator.conv().map_or(0, |spec| output.shape.h * output.shape.w * spec.weights.len())
 }
 
 /// How long an operator takes, in multiplications of a dense convolution.
@@ -42,6 +39,7 @@ pub(super) fn work(operator: &OpSpec, output: Layout) -> usize {
         // Each tap of a depthwise convolution costs as much as some multiplications of a dense one.
         OpSpec::Conv(spec) if spec.is_depthwise() => 4 * macs(operator, output),
         OpSpec::Conv(_) => macs(operator, output),
+        OpSpec::ConvAdd { .. } => macs(operator, output) + 40 * output.len(),
         OpSpec::MaxPool(window) => 4 * output.len() * window.n_taps(),
         OpSpec::Add { .. } => 40 * output.len(),
         _ => 10 * output.len(),

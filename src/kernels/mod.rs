@@ -15,6 +15,7 @@ mod pool;
 #[expect(unsafe_code, reason = "threads write disjoint pieces of one arena: see the safety comments")]
 mod region;
 pub mod scalar;
+mod then;
 #[cfg_attr(target_arch = "x86_64", expect(unsafe_code, reason = "calls vector kernels: see the safety comments"))]
 mod tiles;
 #[cfg(target_arch = "x86_64")]
@@ -156,6 +157,12 @@ impl Kernels {
     /// If layouts and operator contradict each other; the loader checks them.
     #[must_use]
     pub fn prepare(self, op: &OpSpec, inputs: &[Layout], output: Layout, cache: &mut PackCache) -> Box<dyn RowKernel> {
+        if let OpSpec::ConvAdd { conv, terms, zero_point, lo, hi } = op {
+            let sum = OpSpec::AddTo { terms: *terms, zero_point: *zero_point, lo: *lo, hi: *hi };
+            let first = self.prepare(&OpSpec::Conv(conv.clone()), &inputs[..1], output, cache);
+            let second = self.prepare(&sum, &inputs[1..], output, cache);
+            return Box::new(then::Then { first, second, output });
+        }
         let lower = Isa::ALL.iter().rev().skip_while(|&&isa| isa != self.isa).filter(|isa| isa.is_available());
         let kernel = lower.copied().find_map(|isa| isa.prepare(op, inputs, output, cache));
         kernel.unwrap_or_else(|| scalar::prepare(op, inputs, output))

@@ -100,6 +100,30 @@ pub enum OpSpec {
         /// Highest value.
         hi: u8,
     },
+    /// The one input is added to what lies in the output, rows by rows: the first of `terms` is the output's own.
+    AddTo {
+        /// The two sides.
+        terms: [AddTerm; 2],
+        /// Zero point of the sum.
+        zero_point: u8,
+        /// Lowest value.
+        lo: u8,
+        /// Highest value.
+        hi: u8,
+    },
+    /// Convolution of the first input, requantised, then the sum with the second.
+    ConvAdd {
+        /// The convolution; what it makes is the first of `terms`.
+        conv: ConvSpec,
+        /// The two sides.
+        terms: [AddTerm; 2],
+        /// Zero point of the sum.
+        zero_point: u8,
+        /// Lowest value.
+        lo: u8,
+        /// Highest value.
+        hi: u8,
+    },
     /// Channels of several inputs side by side; a table for each part whose parameters differ from the whole.
     Concat(Vec<Option<Box<Table>>>),
     /// Channels `first..` of the interleaving `a0 b0 a1 b1 …` of two inputs: concatenation, channel shuffle in two groups
@@ -127,13 +151,23 @@ pub enum OpSpec {
 }
 
 impl OpSpec {
+    /// The convolution, where there is one.
+    #[must_use]
+    pub const fn conv(&self) -> Option<&ConvSpec> {
+        match self {
+            Self::Conv(conv) | Self::ConvAdd { conv, .. } => Some(conv),
+            _ => None,
+        }
+    }
+
     /// Name in reports.
     #[must_use]
     pub const fn name(&self) -> &'static str {
         match self {
             Self::Conv(_) => "QuantConv",
             Self::MaxPool(_) => "QuantMaxPool",
-            Self::Add { .. } => "QuantAdd",
+            Self::Add { .. } | Self::AddTo { .. } => "QuantAdd",
+            Self::ConvAdd { .. } => "QuantConvAdd",
             Self::Concat(_) => "QuantConcat",
             Self::Interleave { .. } => "QuantInterleave",
             Self::Upsample2 => "QuantUpsample2",

@@ -18,6 +18,9 @@ pub(super) fn prepare(op: &OpSpec, inputs: &[Layout], output: Layout) -> Box<dyn
         OpSpec::Conv(spec) if spec.is_depthwise() => Box::new(depthwise::Depthwise::new(spec, input, output)),
         OpSpec::Conv(spec) => Box::new(conv::Conv::new(spec, input, output)),
         OpSpec::MaxPool(window) => Box::new(maxpool::MaxPool { window: *window, input, output }),
+        OpSpec::AddTo { terms, zero_point, lo, hi } => {
+            Box::new(add::Add { inputs: [output, input], output, terms: *terms, zero_point: *zero_point, lo: *lo, hi: *hi })
+        }
         OpSpec::Add { terms, zero_point, lo, hi } => {
             Box::new(add::Add { inputs: [input, inputs[1]], output, terms: *terms, zero_point: *zero_point, lo: *lo, hi: *hi })
         }

@@ -5,7 +5,7 @@ use crate::kernels::op::check_buffers;
 use crate::kernels::{AddTerm, Layout, RowKernel};
 use std::arch::x86_64::*;
 
-/// A sum; either side may have half the size.
+/// A sum; either side may have half the size. With one input, the first side is what lies in the output.
 #[derive(Debug)]
 pub(super) struct Add {
     inputs: [Layout; 2],
@@ -23,10 +23,11 @@ impl Add {
 
 impl RowKernel for Add {
     fn rows(&self, inputs: &[&[u8]], first: usize, out: &mut [u8]) {
-        check_buffers([(inputs[0], &self.inputs[0]), (inputs[1], &self.inputs[1])], first, out, &self.output);
+        check_buffers(inputs.iter().copied().zip(&self.inputs[2 - inputs.len()..]), first, out, &self.output);
+        let (a, b) = if let [a, b] = inputs { (Some(*a), *b) } else { (None, inputs[0]) };
         for (y, row) in (first..).zip(out.chunks_exact_mut(self.output.row_stride())) {
             // SAFETY: `Kernels` vouches for the CPU; the buffers were checked above.
-            unsafe { row_of(self, [inputs[0], inputs[1]], y, row) };
+            unsafe { row_of(self, a, b, y, row) };
         }
     }
 
@@ -60,7 +61,7 @@ impl Side {
 /// # Safety
 /// The CPU has AVX2; inputs and `out` have the sizes of their layouts, whose pixels take a multiple of 16 bytes.
 #[target_feature(enable = "avx2")]
-unsafe fn row_of(add: &Add, inputs: [&[u8]; 2], y: usize, out: &mut [u8]) {
+unsafe fn row_of(add: &Add, a: Option<&[u8]>, b: &[u8], y: usize, out: &mut [u8]) {
     let (stride, range) = (add.output.pixel_stride, Range::<false>::new(add.range));
     let sides = [Side::new(add.terms[0]), Side::new(add.terms[1])];
     let step = |idx: usize| if add.terms[idx].is_doubled { 2 } else { 1 };
@@ -68,12 +69,13 @@ unsafe fn row_of(add: &Add, inputs: [&[u8]; 2], y: usize, out: &mut [u8]) {
     let order = _mm256_setr_epi32(0, 4, 1, 5, 0, 4, 1, 5);
     for x in 0..add.output.shape.w {
         let from = |idx: usize| add.inputs[idx].offset(y / step(idx), x / step(idx));
-        let (a, b, to) = (from(0), from(1), (add.output.halo.left + x) * stride);
+        let to = (add.output.halo.left + x) * stride;
         for first in (0..stride).step_by(16) {
             // SAFETY: 16 channels of a pixel inside each buffer.
             unsafe {
-                let a = _mm_loadu_si128(inputs[0].as_ptr().add(a + first).cast());
-                let b = _mm_loadu_si128(inputs[1].as_ptr().add(b + first).cast());
+                let a = a.map_or(out.as_ptr().add(to), |a| a.as_ptr().add(from(0)));
+                let a = _mm_loadu_si128(a.add(first).cast());
+                let b = _mm_loadu_si128(b.as_ptr().add(from(1) + first).cast());
                 let sum = |a, b| range.round(_mm256_add_ps(sides[0].real(a), sides[1].real(b)));
                 let (low, high) = (sum(a, b), sum(_mm_srli_si128::<8>(a), _mm_srli_si128::<8>(b)));
                 let bytes = _mm256_permutevar8x32_epi32(range.pack4(low, high, low, high), order);

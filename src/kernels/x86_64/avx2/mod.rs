@@ -39,6 +39,9 @@ pub(in crate::kernels) fn prepare(
         OpSpec::Add { terms, zero_point, lo, hi } => {
             boxed(add::Add::new([input, inputs[1]], output, *terms, (*zero_point, *lo, *hi)))
         }
+        OpSpec::AddTo { terms, zero_point, lo, hi } => {
+            boxed(add::Add::new([output, input], output, *terms, (*zero_point, *lo, *hi)))
+        }
         OpSpec::Interleave { first, tables } => {
             boxed(channels::Interleave::new([input, inputs[1]], output, *first, tables.clone()))
         }

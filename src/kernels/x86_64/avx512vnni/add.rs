@@ -5,7 +5,7 @@ use crate::kernels::op::check_buffers;
 use crate::kernels::{AddTerm, Layout, RowKernel};
 use std::arch::x86_64::*;
 
-/// A sum; either side may have half the size.
+/// A sum; either side may have half the size. With one input, the first side is what lies in the output.
 #[derive(Debug)]
 pub(super) struct Add {
     inputs: [Layout; 2],
@@ -33,13 +33,12 @@ impl Add {
 
 impl RowKernel for Add {
     fn rows(&self, inputs: &[&[u8]], first: usize, out: &mut [u8]) {
-        check_buffers([(inputs[0], &self.inputs[0]), (inputs[1], &self.inputs[1])], first, out, &self.output);
+        check_buffers(inputs.iter().copied().zip(&self.inputs[2 - inputs.len()..]), first, out, &self.output);
         let (stride, width) = (self.output.pixel_stride, self.output.shape.w);
         for (y, row) in (first..).zip(out.chunks_exact_mut(self.output.row_stride())) {
             let row = &mut row[self.output.halo.left * stride..][..width * stride];
-            let sides = [self.row(0, inputs[0], y), self.row(1, inputs[1], y)];
-            let add = |a: &[u8], b: &[u8], out: &mut [u8]| {
-                // SAFETY: `Kernels` vouches for the CPU; the three are equally long.
+            let add = |a: Option<&[u8]>, b: &[u8], out: &mut [u8]| {
+                // SAFETY: `Kernels` vouches for the CPU; all are equally long.
                 unsafe {
                     if self.is_plain {
                         add_values::<true>(self, a, b, out);
@@ -48,13 +47,19 @@ impl RowKernel for Add {
                     }
                 }
             };
-            if let [(a, false), (b, false)] = sides {
-                add(a, b, row);
+            let a = if let [a, _] = inputs { Some(self.row(0, a, y)) } else { None };
+            let b = self.row(1, inputs[inputs.len() - 1], y);
+            if !b.1 && a.is_none_or(|a| !a.1) {
+                add(a.map(|a| a.0), b.0, row);
                 continue;
             }
-            for (x, pixel) in row.chunks_exact_mut(stride).enumerate() {
-                let [a, b] = sides.map(|(values, is_doubled)| &values[if is_doubled { x / 2 } else { x } * stride..][..stride]);
-                add(a, b, pixel);
+            for (x, out) in row.chunks_exact_mut(stride).enumerate() {
+                let pixel = |(values, is_doubled): (&'_ [u8], bool)| -> std::ops::Range<usize> {
+                    let first = if is_doubled { x / 2 } else { x } * stride;
+                    debug_assert!(first + stride <= values.len());
+                    first..first + stride
+                };
+                add(a.map(|a| &a.0[pixel(a)]), &b.0[pixel(b)], out);
             }
         }
     }
@@ -88,20 +93,21 @@ impl Side {
 }
 
 /// # Safety
-/// The CPU has the instruction set; the three are equally long, a multiple of 16 bytes.
+/// The CPU has the instruction set; all are equally long, a multiple of 16 bytes.
 #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq")]
-unsafe fn add_values<const PLAIN: bool>(add: &Add, a: &[u8], b: &[u8], out: &mut [u8]) {
+unsafe fn add_values<const PLAIN: bool>(add: &Add, a: Option<&[u8]>, b: &[u8], out: &mut [u8]) {
     let range = Range::<PLAIN>::new(add.range);
     let (left, right) = (Side::new(add.terms[0]), Side::new(add.terms[1]));
     // Packing leaves four values of each register in each 128-bit group.
     let order = _mm512_setr_epi32(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15);
-    for ((a, b), out) in a.chunks(64).zip(b.chunks(64)).zip(out.chunks_mut(64)) {
+    for (at, (b, out)) in b.chunks(64).zip(out.chunks_mut(64)).enumerate() {
+        let a = a.map_or(out.as_ptr(), |a| a[64 * at..].as_ptr());
         // SAFETY: 16 values at a multiple of 16 below the length of each; the mask keeps the store within `out`.
         unsafe {
             let mut q = [_mm512_setzero_si512(); 4];
             for i in 0..4 {
                 if 16 * i < out.len() {
-                    let a = left.real(_mm_loadu_si128(a.as_ptr().add(16 * i).cast()));
+                    let a = left.real(_mm_loadu_si128(a.add(16 * i).cast()));
                     let b = right.real(_mm_loadu_si128(b.as_ptr().add(16 * i).cast()));
                     q[i] = range.round(_mm512_add_ps(a, b));
                 }

@@ -213,6 +213,7 @@ fn convolutions_at_the_edges_of_tiles() {
     for w in 1..=20 {
         conv_agrees(&layer(shape(2, w, 7), k3, (1, 64), u32::try_from(w).expect("small"), false));
         conv_agrees(&layer(shape(3, w, 40), k3, (40, 40), u32::try_from(w).expect("small"), false));
+        conv_agrees(&layer(shape(1 + w % 7, w, 18), k3, (1, 33), u32::try_from(w).expect("small"), w % 2 == 0));
     }
     conv_agrees(&layer(shape(67, 66, 3), window((3, 3), (2, 2), (1, 1), [1; 4]), (1, 24), 9, true));
     conv_agrees(&layer(shape(13, 67, 64), window((3, 3), (2, 2), (1, 1), [0, 0, 1, 1]), (1, 80), 10, true));
@@ -270,6 +271,14 @@ fn convolutions_near_the_limit_of_their_accumulators() {
         layer.spec.input_zero_point = 0;
         layer.spec.requant.multipliers = vec![1e-7, 1e-6, 1e-5, 1.0, f32::MAX];
         conv_agrees(&layer);
+        // Below and above what leaves room for four times the sum.
+        for channels in [1840, 4096] {
+            let mut layer = self::layer(shape(4, 4, channels), window((3, 3), (1, 1), (1, 1), [1; 4]), (1, 16), 3, false);
+            layer.spec.weights = vec![sign; layer.spec.weights.len()].into();
+            layer.spec.input_zero_point = 255;
+            layer.spec.requant.multipliers = (0..16).map(|o| 1e-7 * f32::from(1_u16 << o)).collect();
+            conv_agrees(&layer);
+        }
     }
 }
 

@@ -8,6 +8,10 @@
 //! `[register][lane][4]`, for an instruction that adds neighbouring products in 16 bits and saturates, where that can
 //! happen for no input; else words `[bytes 0 and 2, bytes 1 and 3][register][lane][2]`. Quads of bytes come first,
 //! those whose weights are all 0 not at all.
+//!
+//! [`Products::Transformed`] are the weights of Winograd's 3x3 convolution (Lavin and Gray 2016, arXiv 1509.09308) that makes
+//! 2 x 2 pixels with 16 products instead of 36: words `[position][pair of channels][register][lane][2]`, four times what
+//! the transform gives, so that they are integers.
 
 use super::{ConvSpec, Layout};
 use std::collections::HashMap;
@@ -60,6 +64,8 @@ pub(super) enum Products {
     Quads,
     /// Four bytes for each lane where no pair of products leaves 16 bits, else two words.
     Pairs,
+    /// Two words for each lane, of transformed weights.
+    Transformed,
 }
 
 impl Scheme {
@@ -148,6 +154,10 @@ impl PackedWeights {
                     bytes.extend(small.into_iter().flat_map(|(_, weights)| weights.into_flattened()));
                     bytes.extend(large.iter().flat_map(|(_, weights)| words(weights)));
                 }
+                Products::Transformed => {
+                    let all: Vec<_> = all.map(|(_, weights)| weights).collect();
+                    bytes.extend(transformed(&all, quads.len()));
+                }
             }
             blocks.push(block);
             first += channels;
@@ -181,6 +191,22 @@ pub(super) fn pairs_fit(weights: &[[i8; 4]]) -> bool {
 pub(super) fn words(weights: &[[i8; 4]]) -> impl Iterator<Item = i8> {
     let half = |idx: usize| weights.iter().flat_map(move |quad| [quad[idx], quad[idx + 2]]);
     half(0).chain(half(1)).flat_map(|w| i16::from(w).to_le_bytes().map(u8::cast_signed))
+}
+
+/// Words of four times `G w G^T` of 3x3 weights `[tap][quad][lane][4]`: `[position][pair of channels][lane][2]`.
+fn transformed(weights: &[Vec<[i8; 4]>], n_quads: usize) -> impl Iterator<Item = i8> {
+    /// Twice `G`.
+    const G: [[i16; 3]; 4] = [[2, 0, 0], [1, 1, 1], [1, -1, 1], [0, 0, 2]];
+    let value = move |(row, col): (usize, usize), quad: usize, lane: usize, i: usize| {
+        let taps = (0..3).flat_map(|ky| (0..3).map(move |kx| (ky, kx)));
+        taps.map(|(ky, kx)| G[row][ky] * G[col][kx] * i16::from(weights[(3 * ky + kx) * n_quads + quad][lane][i])).sum::<i16>()
+    };
+    let n_lanes = weights.first().map_or(0, Vec::len);
+    let pairs = move |at| (0..n_quads).flat_map(move |quad| [0, 2].map(move |i| (at, quad, i)));
+    let lanes = (0..4).flat_map(|row| (0..4).map(move |col| (row, col))).flat_map(pairs);
+    let words =
+        lanes.flat_map(move |(at, quad, i)| (0..n_lanes).flat_map(move |lane| [i, i + 1].map(|i| value(at, quad, lane, i))));
+    words.flat_map(|w| w.to_le_bytes().map(u8::cast_signed))
 }
 
 /// Weights that several convolutions share are packed once.

@@ -8,6 +8,8 @@
 //!
 //! An addition takes one cycle, so few accumulators hide it; what counts is that weights and spread pixels are used often.
 //! 32 channels x 2 pixels take 8 accumulators, 4 registers of even and odd bytes and a weight.
+//!
+//! Most 3x3 convolutions of stride 1 go to [`winograd`](super::winograd) instead.
 
 use super::requantize::store_tile;
 use crate::kernels::op::check_buffers;

@@ -1,4 +1,4 @@
-//! Maximum over a window: 32 channels of one pixel at a time, the last 16 on their own.
+//! Maximum over a window: 32 or 16 channels of one pixel at a time.
 
 use crate::kernels::op::check_buffers;
 use crate::kernels::{Layout, RowKernel, Window};
@@ -11,12 +11,20 @@ pub(super) struct MaxPool {
     window: Window,
     input: Layout,
     output: Layout,
+    /// Taps of each output column that lie inside the input: bytes from the start of a row to the first, and how many.
+    columns: Vec<(usize, usize)>,
 }
 
 impl MaxPool {
     pub(super) fn new(window: Window, input: Layout, output: Layout) -> Option<Self> {
-        let fits = input.pixel_stride == output.pixel_stride && input.pixel_stride.is_multiple_of(16);
-        fits.then_some(Self { window, input, output })
+        let same = input.pixel_stride == output.pixel_stride && input.pixel_stride.is_multiple_of(16);
+        let column = |x: usize| {
+            let left = window.pads[1];
+            let taps = inside(x, (window.stride.1, window.dilation.1, window.kernel.1), left, input.shape.w);
+            let first = (x * window.stride.1 + taps.start * window.dilation.1).saturating_sub(left);
+            (first * input.pixel_stride, taps.len())
+        };
+        same.then(|| Self { window, input, output, columns: (0..output.shape.w).map(column).collect() })
     }
 }
 
@@ -30,46 +38,63 @@ impl RowKernel for MaxPool {
     }
 
     fn label(&self) -> String {
-        "avx2 1x32".into()
+        "avx2 32".into()
     }
 }
 
-/// Taps of a window that lie inside an input of `size`, where the window starts at `start - pad`: a range, as taps are in order.
-fn inside(start: usize, pad: usize, (kernel, dilation): (usize, usize), size: usize) -> Range<usize> {
+/// Taps of output coordinate `at` that lie inside an input of `size`: a range, as taps are in order.
+fn inside(at: usize, (step, dilation, kernel): (usize, usize, usize), pad: usize, size: usize) -> Range<usize> {
+    let start = at * step;
     let first = pad.saturating_sub(start).div_ceil(dilation).min(kernel);
     let last = (size + pad).saturating_sub(start).div_ceil(dilation).min(kernel);
     first..last.max(first)
 }
 
 /// # Safety
-/// The CPU has AVX2; `input` and `out` have the sizes of their layouts, whose pixels take a multiple of 16 bytes.
+/// The CPU has the instruction set; `input` and `out` have the sizes of their layouts, whose pixels take the same multiple of
+/// 16 bytes.
 #[target_feature(enable = "avx2")]
 unsafe fn row_of(pool: &MaxPool, input: &[u8], y: usize, out: &mut [u8]) {
     let (window, shape, stride) = (&pool.window, pool.input.shape, pool.input.pixel_stride);
-    let [top, left, ..] = window.pads;
-    let (row, (row_step, col_step)) = (y * window.stride.0, window.dilation);
-    let rows = inside(row, top, (window.kernel.0, row_step), shape.h);
-    for x in 0..pool.output.shape.w {
-        let col = x * window.stride.1;
-        let cols = inside(col, left, (window.kernel.1, col_step), shape.w);
-        let taps = rows.clone().flat_map(|ky| cols.clone().map(move |kx| (ky, kx)));
-        let taps = taps.map(|(ky, kx)| pool.input.offset(row + ky * row_step - top, col + kx * col_step - left));
+    let top = window.pads[0];
+    let (row_step, col_step) = (window.dilation.0 * pool.input.row_stride(), window.dilation.1 * stride);
+    let rows = inside(y, (window.stride.0, window.dilation.0, window.kernel.0), top, shape.h);
+    if rows.is_empty() {
+        out[pool.output.halo.left * stride..][..pool.output.shape.w * stride].fill(0);
+        return;
+    }
+    let first_row = pool.input.offset(y * window.stride.0 + rows.start * window.dilation.0 - top, 0);
+    for (x, &(column, n_cols)) in pool.columns.iter().enumerate() {
         let to = (pool.output.halo.left + x) * stride;
-        for first in (0..stride).step_by(32) {
-            // SAFETY: the taps lie inside the input and the pixel inside the row; 32 or 16 bytes are left in each.
-            unsafe {
-                let out = out.as_mut_ptr().add(to + first);
-                if stride - first >= 32 {
-                    let most = taps.clone().fold(_mm256_setzero_si256(), |most, tap| {
-                        _mm256_max_epu8(most, _mm256_loadu_si256(input.as_ptr().add(tap + first).cast()))
-                    });
-                    _mm256_storeu_si256(out.cast(), most);
-                } else {
-                    let most = taps.clone().fold(_mm_setzero_si128(), |most, tap| {
-                        _mm_max_epu8(most, _mm_loadu_si128(input.as_ptr().add(tap + first).cast()))
-                    });
-                    _mm_storeu_si128(out.cast(), most);
+        if n_cols == 0 {
+            out[to..to + stride].fill(0);
+            continue;
+        }
+        let corner = first_row + column;
+        let mut at = 0;
+        // SAFETY: the taps lie inside the input, the pixel inside the row, and `at` plus the width inside a pixel.
+        unsafe {
+            let (from, to) = (input.as_ptr().add(corner), out.as_mut_ptr().add(to));
+            while at + 32 <= stride {
+                let mut most = _mm256_setzero_si256();
+                for row in 0..rows.len() {
+                    for col in 0..n_cols {
+                        let tap = from.add(at + row * row_step + col * col_step);
+                        most = _mm256_max_epu8(most, _mm256_loadu_si256(tap.cast()));
+                    }
                 }
+                _mm256_storeu_si256(to.add(at).cast(), most);
+                at += 32;
+            }
+            if at < stride {
+                let mut most = _mm_setzero_si128();
+                for row in 0..rows.len() {
+                    for col in 0..n_cols {
+                        let tap = from.add(at + row * row_step + col * col_step);
+                        most = _mm_max_epu8(most, _mm_loadu_si128(tap.cast()));
+                    }
+                }
+                _mm_storeu_si128(to.add(at).cast(), most);
             }
         }
     }

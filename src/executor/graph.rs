@@ -5,11 +5,15 @@
 //! operator and gives back a list in execution order. The patterns it knows are
 //! the table of `docs/executor.md`; anything else is refused with the node's name, never run in float.
 
+mod functions;
+mod moves;
 mod qoperator;
 
 use super::onnx::{self, Attributes, Constant, GraphProto, NodeProto, TensorValues};
 use crate::kernels::{AddTerm, ConvSpec, OpSpec, Requantization, Shape, Window};
 use crate::quant::{self, QuantParams};
+use functions::{FUNCTIONS, Samples};
+use moves::{MAX_PAD, MOVES, View};
 use std::collections::HashMap;
 use std::sync::Arc;
 
@@ -57,22 +61,22 @@ pub struct LowerError {
     pub reason: String,
 }
 
-/// How the channels of a quantised value are seen between the reshapes of a channel shuffle.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum View {
-    /// `[1, C, H, W]`.
-    Plain,
-    /// `[1, G, C / G, H, W]`.
-    Grouped(usize),
-    /// `[1, C / G, G, H, W]`.
-    Shuffled(usize),
-}
-
 /// A quantised value under its ONNX name.
 #[derive(Debug, Clone, Copy)]
 struct Quantized {
     id: ValueId,
     view: View,
+    /// Rows and columns of zeros around it, that whoever reads it must add: top, left, bottom, right.
+    pads: [usize; 4],
+}
+
+/// A value in float that has an integer meaning although no `QuantizeLinear` makes it.
+#[derive(Debug, Clone)]
+enum Real {
+    /// Behind a `DequantizeLinear`, as it is or moved about.
+    Value(Quantized),
+    /// A function of one activation.
+    Function(ValueId, Samples),
 }
 
 /// Weights of a convolution: `[O][I / groups][kh][kw]`, with one scale for each output channel.
@@ -89,8 +93,10 @@ struct Lowering<'a> {
     producers: HashMap<&'a str, &'a NodeProto>,
     /// Values behind `QuantizeLinear`, by its output name.
     quantized: HashMap<&'a str, Quantized>,
-    /// Weights of convolutions by the name of their constant: several convolutions may share them.
-    weights: HashMap<&'a str, Arc<[i8]>>,
+    /// What is known of values in float, by name; where something is wrong, whoever reads them says so.
+    reals: HashMap<&'a str, Lowered<Real>>,
+    /// Weights of convolutions by the names of their constant and its zero point: several convolutions may share them.
+    weights: HashMap<(&'a str, &'a str), Arc<[i8]>>,
     out: IntGraph,
 }
 
@@ -127,11 +133,10 @@ pub(super) fn lower(graph: &GraphProto) -> Lowered<IntGraph> {
         steps: Vec::new(),
         outputs: Vec::new(),
     };
-    let mut lowering = Lowering { graph, constants, producers, quantized: HashMap::new(), weights: HashMap::new(), out };
+    let (quantized, reals, weights) = (HashMap::new(), HashMap::new(), HashMap::new());
+    let mut lowering = Lowering { graph, constants, producers, quantized, reals, weights, out };
     for node in &nodes {
-        if node.op_type == "QuantizeLinear" && !lowering.is_constant(input_of(node, 0)?) {
-            lowering.quantize(node)?;
-        }
+        lowering.read(node)?;
     }
     lowering.outputs()?;
     Ok(lowering.out)
@@ -151,6 +156,75 @@ impl<'a> Lowering<'a> {
         self.producers.get(name).copied().ok_or_else(|| unsupported(consumer, format!("nothing makes its input `{name}`")))
     }
 
+    fn read(&mut self, node: &'a NodeProto) -> Lowered<()> {
+        let Some(input) = node.input.first() else { return Ok(()) };
+        match (node.op_type.as_str(), self.is_constant(input)) {
+            ("QuantizeLinear", true) => self.fold(node)?,
+            ("QuantizeLinear", false) => self.quantize(node)?,
+            ("DequantizeLinear", true) => {}
+            ("DequantizeLinear", false) => {
+                let real = self.dequantize(node).map(Real::Value);
+                self.reals.insert(output_of(node)?, real);
+            }
+            ("Identity" | "Dropout", _) => {
+                if let Some(real) = self.reals.get(input.as_str()).cloned() {
+                    self.reals.insert(output_of(node)?, real);
+                }
+            }
+            (op, false) if MOVES.contains(&op) => {
+                for (part, output) in node.output.iter().enumerate().filter(|(_, output)| !output.is_empty()) {
+                    let real = self.moved(node, part).map(Real::Value);
+                    self.reals.insert(output, real);
+                }
+            }
+            (op, _) if FUNCTIONS.contains(&op) => {
+                let real = self.function(node);
+                self.reals.insert(output_of(node)?, real);
+            }
+            _ => {}
+        }
+        Ok(())
+    }
+
+    /// Quantises a constant, as some tools leave to whoever reads the file.
+    fn fold(&mut self, q: &'a NodeProto) -> Lowered<()> {
+        let name = input_of(q, 0)?;
+        let scales = self.floats(q, input_of(q, 1)?)?;
+        let Some(Constant { dims, values: TensorValues::F32(reals) }) = self.constants.get(name) else {
+            return Err(unsupported(q, format!("the constant `{name}` must be f32")));
+        };
+        let axis = usize::try_from(Attributes(q).int("axis").unwrap_or(1)).unwrap_or(usize::MAX);
+        let in_channel = dims.get(axis.saturating_add(1)..).map_or(1, |dims| dims.iter().product::<usize>()).max(1);
+        let points = q.input.get(2).and_then(|name| self.constants.get(name.as_str())).map(|constant| &constant.values);
+        let n_points = match points {
+            None => 1,
+            Some(TensorValues::I8(points)) => points.len(),
+            Some(TensorValues::U8(points)) => points.len(),
+            Some(_) => return Err(unsupported(q, "its zero point must be i8 or u8".into())),
+        };
+        let n_channels = dims.get(axis).copied().unwrap_or(1);
+        if [scales.len(), n_points].iter().any(|&len| len != 1 && len != n_channels) {
+            return Err(unsupported(q, format!("{} scales, {n_points} zero points for shape {dims:?}", scales.len())));
+        }
+        let channel = |i: usize, len: usize| if len == 1 { 0 } else { i / in_channel % n_channels };
+        let steps = |i: usize, real: f32| real / scales[channel(i, scales.len())];
+        let reals = reals.iter().enumerate();
+        let signed = |(i, &real): (usize, &f32), point: i8| saturate_i8(steps(i, real).round_ties_even() + f32::from(point));
+        let unsigned = |(i, &real): (usize, &f32), point: u8| saturate_u8(steps(i, real).round_ties_even() + f32::from(point));
+        let values = match points {
+            Some(TensorValues::I8(points)) => {
+                TensorValues::I8(reals.map(|real| signed(real, points[channel(real.0, n_points)])).collect())
+            }
+            Some(TensorValues::U8(points)) => {
+                TensorValues::U8(reals.map(|real| unsigned(real, points[channel(real.0, n_points)])).collect())
+            }
+            _ => TensorValues::U8(reals.map(|real| unsigned(real, 0)).collect()),
+        };
+        let constant = Constant { dims: dims.clone(), values };
+        self.constants.insert(output_of(q)?, constant);
+        Ok(())
+    }
+
     /// Lowers what stands before a `QuantizeLinear` and files the result under its output name.
     fn quantize(&mut self, q: &'a NodeProto) -> Lowered<()> {
         let params = self.activation_params(q)?;
@@ -161,7 +235,7 @@ impl<'a> Lowering<'a> {
                 return Err(unsupported(q, "the network's input is quantised twice, with different parameters".into()));
             }
             self.out.values[0].params = params;
-            Quantized { id: 0, view: View::Plain }
+            Quantized::plain(0)
         } else {
             let node = self.producer(q, float)?;
             self.lower_node(node, float, params)?
@@ -172,51 +246,46 @@ impl<'a> Lowering<'a> {
 
     /// The integer form of `node`, whose output `float` is quantised with `params`.
     fn lower_node(&mut self, node: &'a NodeProto, float: &str, params: QuantParams) -> Lowered<Quantized> {
-        match node.op_type.as_str() {
-            "Relu" | "Clip" => {
-                let before = input_of(node, 0)?;
-                let producer = self.producer(node, before)?;
+        let node_before = |node: &'a NodeProto| node.input.first().and_then(|name| self.producers.get(name.as_str()).copied());
+        match (node.op_type.as_str(), node_before(node)) {
+            ("Relu" | "Clip", Some(producer))
+                if matches!(producer.op_type.as_str(), "Conv" | "Add") && !self.is_function(producer) =>
+            {
                 let (low, high) = self.clip_range(node)?;
                 let range = (low.map_or(0, |real| params.quantize(real)), high.map_or(255, |real| params.quantize(real)));
-                match producer.op_type.as_str() {
-                    "Conv" => self.conv(producer, params, range),
-                    "Add" => self.add(producer, params, range),
-                    _ => self.unary(node, params, |real| real.max(low.unwrap_or(f32::MIN)).min(high.unwrap_or(f32::MAX))),
+                if producer.op_type == "Conv" { self.conv(producer, params, range) } else { self.add(producer, params, range) }
+            }
+            ("Conv", _) => self.conv(node, params, (0, 255)),
+            ("Add", _) if !self.is_function(node) => self.add(node, params, (0, 255)),
+            ("Mul", _) if !self.is_function(node) && node.input.iter().any(|name| self.constant_reals(name).is_some()) => {
+                self.scale_channels(node, params)
+            }
+            ("Concat", _) => self.concat(node, params),
+            ("AveragePool" | "GlobalAveragePool" | "ReduceMean", _) => {
+                Err(unsupported(node, "averages have no integer form here; a strided convolution or a MaxPool has".into()))
+            }
+            _ => match self.reals.get(float) {
+                Some(real) => {
+                    let real = real.clone()?;
+                    self.tabulated(node, &real, params)
                 }
-            }
-            "Conv" => self.conv(node, params, (0, 255)),
-            "Add" => self.add(node, params, (0, 255)),
-            "MaxPool" => self.max_pool(node, params),
-            "Concat" => self.concat(node, params),
-            "Resize" | "Upsample" => self.resize(node, params),
-            "Split" => self.split(node, float, params),
-            "Reshape" => self.reshape(node, params),
-            "Transpose" => self.transpose(node, params),
-            "DequantizeLinear" => self.unary(node, params, |real| real),
-            "Sigmoid" => self.unary(node, params, |x| narrow(1.0 / (1.0 + libm::exp(-f64::from(x))))),
-            "LeakyRelu" => {
-                let alpha = Attributes(node).float("alpha").unwrap_or(0.01);
-                self.unary(node, params, |x| if x < 0.0 { alpha * x } else { x })
-            }
-            "HardSigmoid" => {
-                let (alpha, beta) =
-                    (Attributes(node).float("alpha").unwrap_or(0.2), Attributes(node).float("beta").unwrap_or(0.5));
-                self.unary(node, params, |x| (alpha * x + beta).clamp(0.0, 1.0))
-            }
-            "HardSwish" => self.unary(node, params, |x| x * (x / 6.0 + 0.5).clamp(0.0, 1.0)),
-            _ => Err(unsupported(node, "there is no integer form of this operator".into())),
+                None => Err(unsupported(node, "there is no integer form of this operator".into())),
+            },
         }
     }
 
-    /// A quantised value behind the `DequantizeLinear` that makes `name`.
-    fn dequantized(&self, consumer: &NodeProto, name: &str) -> Lowered<Quantized> {
-        let dq = self.producer(consumer, name)?;
-        if dq.op_type != "DequantizeLinear" {
-            return Err(unsupported(
-                consumer,
-                format!("its input `{name}` comes in float from `{}` ({}), not from a DequantizeLinear", label(dq), dq.op_type),
-            ));
+    /// Whether `node` depends on one activation only.
+    fn is_function(&self, node: &NodeProto) -> bool {
+        let real = node.output.first().and_then(|name| self.reals.get(name.as_str()));
+        match (node.op_type.as_str(), real) {
+            // The sum of an activation and a function of it that is quantised too is rounded as a sum.
+            ("Add", Some(Ok(_))) => node.input.iter().any(|name| self.scalar(name).is_some()),
+            (_, real) => matches!(real, Some(Ok(_))),
         }
+    }
+
+    /// The quantised value that a `DequantizeLinear` reads.
+    fn dequantize(&self, dq: &NodeProto) -> Lowered<Quantized> {
         let q = input_of(dq, 0)?;
         let value =
             *self.quantized.get(q).ok_or_else(|| unsupported(dq, format!("its input `{q}` is not a quantised activation")))?;
@@ -227,13 +296,39 @@ impl<'a> Lowering<'a> {
         Ok(value)
     }
 
-    /// As [`Self::dequantized`], for operators that work on `[1, C, H, W]`.
+    /// The quantised value behind `name`.
+    fn value(&self, consumer: &NodeProto, name: &str) -> Lowered<Quantized> {
+        match self.reals.get(name) {
+            Some(Ok(Real::Value(value))) => Ok(*value),
+            Some(Err(error)) => Err(error.clone()),
+            Some(Ok(Real::Function(..))) | None => {
+                let made_by = self.producer(consumer, name)?;
+                let (label, op) = (label(made_by), &made_by.op_type);
+                let reason = format!("its input `{name}` comes in float from `{label}` ({op}), not from a DequantizeLinear");
+                Err(unsupported(consumer, reason))
+            }
+        }
+    }
+
+    /// As [`Self::value`], for operators that work on `[1, C, H, W]` and add no padding.
     fn plain(&self, consumer: &NodeProto, name: &str) -> Lowered<ValueId> {
-        let value = self.dequantized(consumer, name)?;
-        if value.view == View::Plain {
-            Ok(value.id)
-        } else {
-            Err(unsupported(consumer, format!("its input `{name}` is a reshaped value; only channel shuffles may reshape")))
+        match self.padded(consumer, name)? {
+            (id, [0, 0, 0, 0]) => Ok(id),
+            _ => Err(unsupported(consumer, format!("its input `{name}` is padded; only a convolution may read it"))),
+        }
+    }
+
+    /// As [`Self::value`], for operators that work on `[1, C, H, W]`, with its padding.
+    fn padded(&self, consumer: &NodeProto, name: &str) -> Lowered<(ValueId, [usize; 4])> {
+        match self.value(consumer, name)? {
+            Quantized { id, view: View::Plain, pads } => Ok((id, pads)),
+            Quantized { view: View::PixelFirst | View::Rows, .. } => {
+                let reason = format!(
+                    "its input `{name}` is [1, H, W, C] or rows of it; only an output of the network may be, one for each level"
+                );
+                Err(unsupported(consumer, reason))
+            }
+            _ => Err(unsupported(consumer, format!("its input `{name}` is a reshaped value; only channel shuffles may reshape"))),
         }
     }
 
@@ -246,43 +341,15 @@ impl<'a> Lowering<'a> {
         let output = self.out.values.len();
         self.out.values.push(activation);
         self.out.steps.push(Step { name: label(node), operator, inputs, output });
-        Ok(Quantized { id: output, view: View::Plain })
+        Ok(Quantized::plain(output))
     }
 
     fn activation(&self, id: ValueId) -> Activation {
         self.out.values[id]
     }
 
-    /// `value` with other quantisation parameters: itself, or a table.
-    fn rescaled(&mut self, node: &NodeProto, value: Quantized, params: QuantParams) -> Lowered<Quantized> {
-        let from = self.activation(value.id);
-        if from.params == params {
-            return Ok(value);
-        }
-        let table = Box::new(quant::rescale_table(from.params, params));
-        let made = self.push(node, OpSpec::Table(table), vec![value.id], Activation { params, ..from })?;
-        Ok(Quantized { view: value.view, ..made })
-    }
-
-    fn unary(&mut self, node: &'a NodeProto, params: QuantParams, map: impl Fn(f32) -> f32) -> Lowered<Quantized> {
-        let id = if node.op_type == "DequantizeLinear" {
-            self.plain(node, output_of(node)?)?
-        } else {
-            self.plain(node, input_of(node, 0)?)?
-        };
-        let from = self.activation(id);
-        let mut table = Box::new([0_u8; 256]);
-        for (q, slot) in (0..=u8::MAX).zip(table.iter_mut()) {
-            *slot = params.quantize(map(from.params.dequantize(q)));
-        }
-        if from.params == params && (0..=u8::MAX).zip(table.iter()).all(|(q, &to)| q == to) {
-            return Ok(Quantized { id, view: View::Plain });
-        }
-        self.push(node, OpSpec::Table(table), vec![id], Activation { params, ..from })
-    }
-
     fn conv(&mut self, node: &'a NodeProto, params: QuantParams, (lo, hi): (u8, u8)) -> Lowered<Quantized> {
-        let input = self.plain(node, input_of(node, 0)?)?;
+        let (input, pads) = self.padded(node, input_of(node, 0)?)?;
         let from = self.activation(input);
         let ConvWeights { weights, dims, scales: weight_scales } = self.conv_weights(node)?;
         let groups = positive(node, "group", Attributes(node).int("group").unwrap_or(1))?;
@@ -296,7 +363,11 @@ impl<'a> Lowering<'a> {
         if in_per_group > 4096 {
             return Err(unsupported(node, format!("{in_per_group} input channels a group; at most 4096 are supported")));
         }
-        let window = self.window(node, (kh, kw))?;
+        let mut window = self.window(node, (kh, kw))?;
+        window.pads.iter_mut().zip(pads).for_each(|(own, before)| *own += before);
+        if window.pads.iter().any(|&pad| pad > MAX_PAD) {
+            return Err(unsupported(node, format!("pads {:?}, with those before it; at most {MAX_PAD}", window.pads)));
+        }
         let (h, w) = window
             .output(from.shape.h, from.shape.w)
             .ok_or_else(|| unsupported(node, "its window is larger than its input".into()))?;
@@ -330,25 +401,26 @@ impl<'a> Lowering<'a> {
         if dq.op_type != "DequantizeLinear" {
             return Err(float_weights());
         }
-        let Some(Constant { dims, values: TensorValues::I8(weights) }) = self.constants.get(input_of(dq, 0)?) else {
-            return Err(unsupported(dq, "the weights of a convolution must be constant i8".into()));
+        let (Some(constant), zero_point) = (self.constants.get(input_of(dq, 0)?), dq.input.get(2).map_or("", String::as_str))
+        else {
+            return Err(unsupported(dq, "the weights of a convolution must be constant".into()));
         };
-        let dims: [usize; 4] = dims[..]
+        let dims: [usize; 4] = constant.dims[..]
             .try_into()
-            .map_err(|_| unsupported(dq, format!("weights of shape {dims:?}, expected [O, I / groups, kh, kw]")))?;
-        if weights.is_empty() {
+            .map_err(|_| unsupported(dq, format!("weights of shape {:?}, expected [O, I / groups, kh, kw]", constant.dims)))?;
+        if constant.is_empty() {
             return Err(unsupported(dq, format!("weights of shape {dims:?} are empty")));
         }
-        let scales = self.floats(dq, input_of(dq, 1)?)?;
-        if let Some(zero_point) = dq.input.get(2).filter(|name| !name.is_empty()) {
-            let zero = match self.constants.get(zero_point.as_str()).map(|constant| &constant.values) {
-                Some(TensorValues::I8(points)) => points.iter().all(|&point| point == 0),
-                _ => false,
-            };
-            if !zero {
-                return Err(unsupported(dq, "the weights of a convolution must be symmetric: i8 with zero point 0".into()));
+        let key = (input_of(dq, 0)?, zero_point);
+        let weights = match self.weights.get(&key) {
+            Some(weights) => weights.clone(),
+            None => {
+                let point = self.constants.get(zero_point).map(|constant| &constant.values);
+                symmetric(&constant.values, point, dims[0]).map_err(|reason| unsupported(dq, reason))?
             }
-        }
+        };
+        self.weights.insert(key, weights.clone());
+        let scales = self.floats(dq, input_of(dq, 1)?)?;
         let scales = match scales {
             [scale] => vec![*scale; dims[0]],
             scales if scales.len() == dims[0] && Attributes(dq).int("axis").unwrap_or(1) == 0 => scales.to_vec(),
@@ -367,7 +439,6 @@ impl<'a> Lowering<'a> {
         if let Some(scale) = scales.iter().find(|scale| !(scale.is_finite() && **scale > 0.0)) {
             return Err(unsupported(dq, format!("weight scale {scale} must be finite and above 0")));
         }
-        let weights = self.weights.entry(input_of(dq, 0)?).or_insert_with(|| weights.as_slice().into()).clone();
         Ok(ConvWeights { weights, dims, scales })
     }
 
@@ -444,29 +515,13 @@ impl<'a> Lowering<'a> {
         }
         let mut pads = [0_usize; 4];
         if let Some(stated) = attributes.ints("pads") {
-            let small = |pad: &i64| usize::try_from(*pad).ok().filter(|pad| *pad <= 64);
+            let small = |pad: &i64| usize::try_from(*pad).ok().filter(|pad| *pad <= MAX_PAD);
             let read: Option<Vec<usize>> = stated.iter().map(small).collect();
             pads = read
                 .and_then(|read| <[usize; 4]>::try_from(read).ok())
-                .ok_or_else(|| unsupported(node, format!("pads {stated:?}, expected four values of 0 to 64")))?;
+                .ok_or_else(|| unsupported(node, format!("pads {stated:?}, expected four values of 0 to {MAX_PAD}")))?;
         }
         Ok(Window { kernel, stride: pair("strides")?, dilation: pair("dilations")?, pads })
-    }
-
-    fn max_pool(&mut self, node: &'a NodeProto, params: QuantParams) -> Lowered<Quantized> {
-        let input = self.plain(node, input_of(node, 0)?)?;
-        let from = self.activation(input);
-        let kernel = match Attributes(node).ints("kernel_shape") {
-            Some([kh, kw]) => (positive(node, "kernel_shape", *kh)?, positive(node, "kernel_shape", *kw)?),
-            other => return Err(unsupported(node, format!("kernel_shape {other:?}, expected two values"))),
-        };
-        let window = self.window(node, kernel)?;
-        let (h, w) = window
-            .output(from.shape.h, from.shape.w)
-            .ok_or_else(|| unsupported(node, "its window is larger than its input".into()))?;
-        let shape = Shape { h, w, c: from.shape.c };
-        let pooled = self.push(node, OpSpec::MaxPool(window), vec![input], Activation { shape, ..from })?;
-        self.rescaled(node, pooled, params)
     }
 
     fn add(&mut self, node: &'a NodeProto, params: QuantParams, (lo, hi): (u8, u8)) -> Lowered<Quantized> {
@@ -492,17 +547,15 @@ impl<'a> Lowering<'a> {
     }
 
     fn concat(&mut self, node: &'a NodeProto, params: QuantParams) -> Lowered<Quantized> {
-        if Attributes(node).int("axis") != Some(1) {
-            return Err(unsupported(
-                node,
-                format!("axis {:?}; only channels (axis 1) can be joined", Attributes(node).int("axis")),
-            ));
+        let axis = Attributes(node).int("axis");
+        if !matches!(axis, Some(1 | 2)) {
+            return Err(unsupported(node, format!("axis {axis:?}; only channels (axis 1) can be joined")));
         }
         let mut inputs = Vec::with_capacity(node.input.len());
         let mut tables = Vec::with_capacity(node.input.len());
         let mut shape: Option<Shape> = None;
         for name in &node.input {
-            let id = self.plain(node, name)?;
+            let id = if axis == Some(1) { self.plain(node, name)? } else { self.channels_apart(node, name)? };
             let part = self.activation(id);
             match &mut shape {
                 None => shape = Some(part.shape),
@@ -518,125 +571,59 @@ impl<'a> Lowering<'a> {
             inputs.push(id);
         }
         let shape = shape.ok_or_else(|| unsupported(node, "it joins nothing".into()))?;
-        self.push(node, OpSpec::Concat(tables), inputs, Activation { shape, params })
+        let groups = inputs.len();
+        let are_equal = inputs.iter().all(|&id| self.activation(id).shape.c * groups == shape.c);
+        if axis == Some(2) && !are_equal {
+            return Err(unsupported(node, "axis 2; only maps of as many channels can be stacked".into()));
+        }
+        let joined = self.push(node, OpSpec::Concat(tables), inputs, Activation { shape, params })?;
+        Ok(if axis == Some(1) { joined } else { Quantized { view: View::Shuffled(groups), ..joined } })
     }
 
-    fn resize(&mut self, node: &'a NodeProto, params: QuantParams) -> Lowered<Quantized> {
-        let input = self.plain(node, input_of(node, 0)?)?;
-        let from = self.activation(input);
-        let attributes = Attributes(node);
-        let mode = attributes.string("mode").unwrap_or_else(|| "nearest".into());
-        let shape = Shape { h: 2 * from.shape.h, w: 2 * from.shape.w, c: from.shape.c };
-        let by_scales = node.input.get(2).and_then(|name| self.constants.get(name.as_str()));
-        let by_sizes = node.input.get(3).and_then(|name| self.constants.get(name.as_str()));
-        let scales_are_2 = matches!(by_scales.map(|c| &c.values), Some(TensorValues::F32(s)) if s[..] == [1.0, 1.0, 2.0, 2.0]);
-        let sizes_are_2 = matches!(by_sizes.map(|c| &c.values), Some(TensorValues::I64(s)) if s.len() == 4
-            && usize::try_from(s[2]) == Ok(shape.h) && usize::try_from(s[3]) == Ok(shape.w));
-        // At exactly twice the size these three pick the same source pixel, floor(x / 2), when they round down.
-        let transform = attributes.string("coordinate_transformation_mode").unwrap_or_else(|| "half_pixel".into());
-        let nearest = attributes.string("nearest_mode").unwrap_or_else(|| "round_prefer_floor".into());
-        let known = matches!(
-            (transform.as_str(), nearest.as_str()),
-            ("asymmetric", "floor") | ("half_pixel" | "pytorch_half_pixel", "round_prefer_floor" | "round_prefer_ceil")
-        );
-        if mode != "nearest" || !(scales_are_2 || sizes_are_2) || !known {
-            return Err(unsupported(
-                node,
-                format!("mode {mode}, {transform}, {nearest}; only nearest upsampling by exactly 2 is supported"),
-            ));
+    /// A map as `[1, C, 1, H, W]`: what is joined on axis 2 becomes `[1, C, G, H, W]`, a shuffle of `G` groups.
+    fn channels_apart(&self, node: &NodeProto, name: &str) -> Lowered<ValueId> {
+        let value = self.value(node, name)?;
+        match value.view {
+            View::Grouped(groups) if groups == self.activation(value.id).shape.c && value.pads == [0; 4] => Ok(value.id),
+            _ => {
+                Err(unsupported(node, "axis 2; only channels (axis 1) can be joined, or maps of [1, C, 1, H, W] stacked".into()))
+            }
         }
-        let doubled = self.push(node, OpSpec::Upsample2, vec![input], Activation { shape, ..from })?;
-        self.rescaled(node, doubled, params)
     }
 
-    fn split(&mut self, node: &'a NodeProto, float: &str, params: QuantParams) -> Lowered<Quantized> {
-        let input = self.plain(node, input_of(node, 0)?)?;
-        let from = self.activation(input);
-        if Attributes(node).int("axis") != Some(1) {
-            return Err(unsupported(
-                node,
-                format!("axis {:?}; only channels (axis 1) can be split", Attributes(node).int("axis")),
-            ));
-        }
-        let stated = match node.input.get(1).filter(|name| !name.is_empty()) {
-            Some(name) => Some(self.sizes(node, name)?),
-            None => {
-                Attributes(node).ints("split").map(|sizes| sizes.iter().map(|&size| usize::try_from(size).unwrap_or(0)).collect())
-            }
-        };
-        let n_parts = node.output.len();
-        let sizes = stated.unwrap_or_else(|| vec![from.shape.c / n_parts.max(1); n_parts]);
-        if sizes.len() != n_parts || sizes.iter().sum::<usize>() != from.shape.c || sizes.contains(&0) {
-            return Err(unsupported(node, format!("parts of {sizes:?} channels out of {}", from.shape.c)));
-        }
-        let part = node.output.iter().position(|output| output == float).unwrap_or(0);
-        let shape = Shape { c: sizes[part], ..from.shape };
-        let slice = OpSpec::Slice { first: sizes[..part].iter().sum() };
-        let sliced = self.push(node, slice, vec![input], Activation { shape, ..from })?;
-        self.rescaled(node, sliced, params)
-    }
-
-    fn reshape(&mut self, node: &'a NodeProto, params: QuantParams) -> Lowered<Quantized> {
-        let value = self.dequantized(node, input_of(node, 0)?)?;
-        let from = self.activation(value.id);
-        let Shape { h, w, c } = from.shape;
-        let target = self.reshape_target(node, value)?;
-        let reshaped = match (value.view, &target[..]) {
-            (View::Plain, &[1, groups, per_group, th, tw]) if groups * per_group == c && (th, tw) == (h, w) => {
-                Quantized { view: View::Grouped(groups), ..value }
-            }
-            (View::Shuffled(groups), &[1, tc, th, tw]) if (tc, th, tw) == (c, h, w) => {
-                self.push(node, OpSpec::Shuffle { groups }, vec![value.id], from)?
-            }
-            (View::Grouped(_), &[1, tc, th, tw]) if (tc, th, tw) == (c, h, w) => Quantized { view: View::Plain, ..value },
-            (view, target) => {
+    /// A factor for each channel: a depthwise convolution of one tap.
+    fn scale_channels(&mut self, node: &'a NodeProto, params: QuantParams) -> Lowered<Quantized> {
+        let (a, b) = (input_of(node, 0)?, input_of(node, 1)?);
+        let (map, factors) = if self.constant_reals(b).is_some() { (a, b) } else { (b, a) };
+        let id = self.plain(node, map)?;
+        let from = self.activation(id);
+        let c = from.shape.c;
+        let factors = match self.constant_reals(factors) {
+            Some((&[1, n, 1, 1] | &[n, 1, 1], factors)) if n == c => factors,
+            other => {
+                let dims = other.map(|(dims, _)| dims);
                 return Err(unsupported(
                     node,
-                    format!("from {c}x{h}x{w} ({view:?}) to {target:?}; only the reshapes of a channel shuffle are supported"),
+                    format!("a constant of shape {dims:?}; one number, or one for each of {c} channels"),
                 ));
             }
         };
-        self.rescaled(node, reshaped, params)
-    }
-
-    /// The shape a `Reshape` asks for, with 0 and -1 resolved.
-    fn reshape_target(&self, node: &NodeProto, value: Quantized) -> Lowered<Vec<usize>> {
-        let Shape { h, w, c } = self.activation(value.id).shape;
-        let current = match value.view {
-            View::Plain => vec![1, c, h, w],
-            View::Grouped(groups) => vec![1, groups, c / groups, h, w],
-            View::Shuffled(groups) => vec![1, c / groups, groups, h, w],
+        let mut multipliers = Vec::with_capacity(c);
+        for &factor in &factors {
+            let size = if factor == 0.0 { 1.0 } else { factor.abs() };
+            let m = quant::multiplier(from.params.scale, size, params.scale);
+            multipliers.push(m.map_err(|error| unsupported(node, format!("multiplier: {error}")))?);
+        }
+        let sign = |&factor: &f32| i8::from(factor > 0.0) - i8::from(factor < 0.0);
+        let spec = ConvSpec {
+            window: Window { kernel: (1, 1), stride: (1, 1), dilation: (1, 1), pads: [0; 4] },
+            groups: c,
+            weights: factors.iter().map(sign).collect(),
+            bias: vec![0; c],
+            input_zero_point: from.params.zero_point,
+            requant: Requantization { multipliers, zero_point: params.zero_point, lo: 0, hi: 255 },
         };
-        let Some(TensorValues::I64(asked)) = self.constants.get(input_of(node, 1)?).map(|constant| &constant.values) else {
-            return Err(unsupported(node, "its shape must be a constant".into()));
-        };
-        let mut target = Vec::with_capacity(asked.len());
-        let mut open = None;
-        for (axis, &size) in asked.iter().enumerate() {
-            target.push(match size {
-                -1 if open.is_none() => {
-                    open = Some(axis);
-                    1
-                }
-                0 => current.get(axis).copied().unwrap_or(0),
-                size => usize::try_from(size).map_err(|_| unsupported(node, format!("shape {asked:?}")))?,
-            });
-        }
-        if let Some(axis) = open {
-            let known = target.iter().try_fold(1_usize, |product, &size| product.checked_mul(size)).unwrap_or(0);
-            target[axis] = (c * h * w).checked_div(known).unwrap_or(0);
-        }
-        Ok(target)
-    }
-
-    fn transpose(&mut self, node: &'a NodeProto, params: QuantParams) -> Lowered<Quantized> {
-        let value = self.dequantized(node, input_of(node, 0)?)?;
-        match (value.view, Attributes(node).ints("perm")) {
-            (View::Grouped(groups), Some([0, 2, 1, 3, 4])) => {
-                self.rescaled(node, Quantized { view: View::Shuffled(groups), ..value }, params)
-            }
-            (_, perm) => Err(unsupported(node, format!("perm {perm:?}; only the transpose of a channel shuffle is supported"))),
-        }
+        self.push(node, OpSpec::Conv(spec), vec![id], Activation { params, ..from })
     }
 
     /// Range of a `Relu` or `Clip`.
@@ -660,13 +647,6 @@ impl<'a> Lowering<'a> {
         }
     }
 
-    fn sizes(&self, node: &NodeProto, name: &str) -> Lowered<Vec<usize>> {
-        match self.constants.get(name).map(|constant| &constant.values) {
-            Some(TensorValues::I64(sizes)) => Ok(sizes.iter().map(|&size| usize::try_from(size).unwrap_or(0)).collect()),
-            _ => Err(unsupported(node, format!("`{name}` must be a constant i64"))),
-        }
-    }
-
     /// Scale and zero point of a `QuantizeLinear` or `DequantizeLinear` on an activation; `i8` is moved to `u8`.
     fn activation_params(&self, node: &NodeProto) -> Lowered<QuantParams> {
         let [scale] = self.floats(node, input_of(node, 1)?)? else {
@@ -685,25 +665,60 @@ impl<'a> Lowering<'a> {
 
     fn outputs(&mut self) -> Lowered<()> {
         for output in &self.graph.output {
-            let dq = *self
-                .producers
-                .get(output.name.as_str())
-                .ok_or_else(|| graph_error(format!("nothing makes the output `{}`", output.name)))?;
-            if dq.op_type == "QuantizeLinear" {
-                let reason = format!("the output `{}` is quantised; let a DequantizeLinear make it", output.name);
-                return Err(unsupported(dq, reason));
+            let name = output.name.as_str();
+            let made_by = *self.producers.get(name).ok_or_else(|| graph_error(format!("nothing makes the output `{name}`")))?;
+            let refused = |what: &str| Err(unsupported(made_by, format!("the output `{name}` {what}")));
+            match self.reals.get(name) {
+                Some(Ok(Real::Value(Quantized {
+                    id,
+                    view: View::Plain | View::PixelFirst | View::Rows,
+                    pads: [0, 0, 0, 0],
+                }))) => {
+                    self.out.outputs.push((output.name.clone(), *id));
+                }
+                Some(Ok(Real::Value(_))) => return refused("is padded, or in the middle of a channel shuffle"),
+                Some(Err(error)) => return Err(error.clone()),
+                None if made_by.op_type == "QuantizeLinear" => return refused("is quantised; let a DequantizeLinear make it"),
+                Some(Ok(Real::Function(..))) | None => {
+                    return refused(
+                        "is made in float; quantise it (QuantizeLinear, DequantizeLinear), and leave a sigmoid of the scores out",
+                    );
+                }
             }
-            if dq.op_type != "DequantizeLinear" {
-                return Err(unsupported(
-                    dq,
-                    format!("the output `{}` is made in float; quantise it (QuantizeLinear, DequantizeLinear)", output.name),
-                ));
-            }
-            let id = self.plain(dq, &output.name)?;
-            self.out.outputs.push((output.name.clone(), id));
         }
         Ok(())
     }
+}
+
+/// Weights as `i8` without a zero point, one point for all or for each of `n_channels`.
+fn symmetric(weights: &TensorValues, points: Option<&TensorValues>, n_channels: usize) -> Result<Arc<[i8]>, String> {
+    let (weights, points): (Vec<i16>, Vec<i16>) = match (weights, points) {
+        (TensorValues::I8(weights), None) => return Ok(weights.as_slice().into()),
+        (TensorValues::I8(weights), Some(TensorValues::I8(points))) if points.iter().all(|&point| point == 0) => {
+            return Ok(weights.as_slice().into());
+        }
+        (TensorValues::I8(weights), Some(TensorValues::I8(points))) => {
+            (weights.iter().map(|&w| w.into()).collect(), points.iter().map(|&p| p.into()).collect())
+        }
+        (TensorValues::U8(weights), Some(TensorValues::U8(points))) => {
+            (weights.iter().map(|&w| w.into()).collect(), points.iter().map(|&p| p.into()).collect())
+        }
+        (TensorValues::U8(weights), None) => (weights.iter().map(|&w| w.into()).collect(), vec![0]),
+        _ => return Err("the weights of a convolution and their zero point must be constant i8, or u8".into()),
+    };
+    if points.len() != 1 && points.len() != n_channels {
+        return Err(format!("{} zero points of weights for {n_channels} output channels", points.len()));
+    }
+    let per_channel = weights.len() / n_channels;
+    let moved = weights.iter().enumerate().map(|(i, &w)| {
+        let point = if points.len() == 1 { points[0] } else { points[i / per_channel] };
+        i8::try_from(w - point)
+    });
+    moved.collect::<Result<_, _>>().map_err(|_| {
+        "the weights of a convolution must be symmetric: i8 with zero point 0, or values that lie within -128 to 127 of \
+         their zero point; quantise them symmetrically"
+            .into()
+    })
 }
 
 /// Nodes so that each comes after what it reads (Kahn's algorithm; the order of the file where it is free).
@@ -788,6 +803,16 @@ fn graph_error(reason: String) -> LowerError {
 #[expect(clippy::cast_possible_truncation, reason = "the caller checked the range")]
 const fn saturate_i32(x: f64) -> i32 {
     x as i32
+}
+
+#[expect(clippy::cast_possible_truncation, reason = "the conversion saturates, and makes 0 of NaN")]
+const fn saturate_i8(x: f32) -> i8 {
+    x as i8
+}
+
+#[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "the conversion saturates, and makes 0 of NaN")]
+const fn saturate_u8(x: f32) -> u8 {
+    x as u8
 }
 
 #[expect(clippy::cast_possible_truncation, reason = "f64 to f32 rounds to nearest even")]

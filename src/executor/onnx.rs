@@ -125,14 +125,14 @@ impl Constant {
 #[derive(Debug, Clone, Copy)]
 pub struct Attributes<'a>(pub &'a NodeProto);
 
-impl Attributes<'_> {
-    fn get(&self, name: &str) -> Option<&AttributeProto> {
+impl<'a> Attributes<'a> {
+    fn get(&self, name: &str) -> Option<&'a AttributeProto> {
         self.0.attribute.iter().find(|attribute| attribute.name == name)
     }
 
     /// A list of integers.
     #[must_use]
-    pub fn ints(&self, name: &str) -> Option<&[i64]> {
+    pub fn ints(&self, name: &str) -> Option<&'a [i64]> {
         self.get(name).map(|attribute| attribute.ints.as_slice())
     }
 

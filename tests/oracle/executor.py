@@ -26,8 +26,8 @@ CASES = []
 class Net:
     """Builds a QDQ network. A quantised value is (name of its DequantizeLinear output, scale, zero point, shape)."""
 
-    def __init__(self, shape=(8, 10, 12), scale=1 / 255, zp=0):
-        self.nodes, self.inits, self.outputs, self.n = [], [], [], 0
+    def __init__(self, shape=(8, 10, 12), scale=1 / 255, zp=0, dtype=np.uint8):
+        self.nodes, self.inits, self.outputs, self.n, self.dtype, self.in_our_order = [], [], [], 0, dtype, {}
         self.input_shape = shape
         self.x = self.q("images", scale, zp, shape)
 
@@ -45,18 +45,26 @@ class Net:
         self.nodes.append(helper.make_node(op, inputs, outs, name=self.name(op), **attributes))
         return outs if n_out > 1 else outs[0]
 
-    def q(self, real, scale, zp, shape, dtype=np.uint8):
-        s, z = self.const("scale", np.float32(scale)), self.const("zp", dtype(zp))
+    def q(self, real, scale, zp, shape):
+        """`zp` counts from the lowest value, as in u8."""
+        s, z = self.const("scale", np.float32(scale)), self.const("zp", self.dtype(zp + np.iinfo(self.dtype).min))
         return (self.node("DequantizeLinear", [self.node("QuantizeLinear", [real, s, z]), s, z]), scale, zp, shape)
 
-    def conv(self, x, out, k, scale, zp, act=None, stride=1, pads=None, group=1, dilation=1, wmax=None, bias=True, per_tensor=False, b_float=False, gain=60):
+    def conv(self, x, out, k, scale, zp, act=None, stride=1, pads=None, group=1, dilation=1, wmax=None, bias=True, per_tensor=False, b_float=False, gain=60, w_zp=0, w_form="i8"):
         c = x[3][0]
         kh, kw = k if isinstance(k, tuple) else (k, k)
         wmax = wmax or (127 if HAS_DOT else 63)
         w = rng.integers(-wmax, wmax + 1, (out, c // group, kh, kw)).astype(np.int8)
         fan = c // group * kh * kw
         ws = rng.uniform(0.5, 1.5, out).astype(np.float32) * np.float32(scale * gain / (x[1] * wmax * 100 * fan ** 0.5))
-        if per_tensor:
+        if w_form == "f32":  # Quantised in the file: QuantizeLinear of a constant.
+            real = self.const("w", w.astype(np.float32) * ws[:, None, None, None])
+            s, z = self.const("ws", ws), self.const("wz", np.zeros(out, np.int8))
+            wd = self.node("DequantizeLinear", [self.node("QuantizeLinear", [real, s, z], axis=0), s, z], axis=0)
+        elif w_form == "u8":
+            w, zp8 = (w.astype(np.int16) + w_zp).astype(np.uint8), np.full(out, w_zp, np.uint8)
+            wd = self.node("DequantizeLinear", [self.const("w", w), self.const("ws", ws), self.const("wz", zp8)], axis=0)
+        elif per_tensor:
             wd = self.node("DequantizeLinear", [self.const("w", w), self.const("ws", ws[0]), self.const("wz", np.int8(0))])
             ws = np.repeat(ws[:1], out)
         else:
@@ -88,7 +96,8 @@ class Net:
         self.outputs.append(x)
         return self
 
-    def save(self, name, exact=True):
+    def save(self, name, exact=True, opset=13, restore=None):
+        """`restore` brings the outputs into [C, H, W]."""
         graph_outs = []
         for i, x in enumerate(self.outputs):
             for node in self.nodes:
@@ -96,17 +105,17 @@ class Net:
                 node.input[:] = [f"out{i}" if o == x[0] else o for o in node.input]
             graph_outs.append(helper.make_tensor_value_info(f"out{i}", TensorProto.FLOAT, [1, *x[3]]))
         graph = helper.make_graph(self.nodes, name, [helper.make_tensor_value_info("images", TensorProto.FLOAT, [1, *self.input_shape])], graph_outs, self.inits)
-        model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 13)], ir_version=8)
+        model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", opset)], ir_version=8)
         onnx.checker.check_model(model, full_check=True)
         _, s, z, shape = self.x
         picture = rng.uniform(-z * s, (255 - z) * s, shape)
-        run(name, model.SerializeToString(), picture, False, exact)
+        run(name, model.SerializeToString(), picture, False, exact, restore)
         qop = as_qop(model)
         if qop:
-            run(name + "_qop", qop.SerializeToString(), picture, False, exact)
+            run(name + "_qop", qop.SerializeToString(), picture, False, exact, restore)
 
 
-MOVES = ("MaxPool", "Resize", "Split", "Reshape", "Transpose")
+MOVES = ("MaxPool", "Resize", "Split", "Reshape", "Transpose", "Unsqueeze", "Gather", "Slice")
 CONTRIB = {"Add": "QLinearAdd", "Sigmoid": "QLinearSigmoid", "LeakyRelu": "QLinearLeakyRelu"}
 
 
@@ -129,15 +138,17 @@ def as_qop(model):
             continue
         if op.op_type == "Relu" and made[op.input[0]].op_type in ("Conv", "Add") and values[q.input[2]] == np.iinfo(values[q.input[2]].dtype).min:
             op = made[op.input[0]]  # The range of the output is the ReLU.
+        if op.op_type == "Conv" and made[op.input[1]].input[0] not in values:
+            return None
         inputs = [read(x) for x in op.input]
         y = list(q.input[1:])
-        if inputs[0] is None:
+        if inputs[0] is None or op.op_type in ("Concat", *CONTRIB) and None in inputs:
             return None
         if op.op_type == "Conv":
             if len(inputs) > 2 and inputs[2] is None:
                 return None
             new = helper.make_node("QLinearConv", inputs[0] + inputs[1] + y + [x[0] for x in inputs[2:]], [q.output[0]])
-        elif op.op_type == "Concat":
+        elif op.op_type == "Concat" and op.attribute[0].i == 1:
             new = helper.make_node("QLinearConcat", y + sum(inputs, []), [q.output[0]], domain="com.microsoft")
         elif op.op_type in CONTRIB:
             new = helper.make_node(CONTRIB[op.op_type], sum(inputs, []) + y, [q.output[0]], domain="com.microsoft")
@@ -152,6 +163,8 @@ def as_qop(model):
         new.name = op.name + "_quant"
         new.attribute.extend(op.attribute)
         nodes.append(new)
+    if any(made[o.name].op_type != "DequantizeLinear" for o in g.output):
+        return None
     used = {i for n in nodes for i in n.input}
     inits = [i for i in g.initializer if i.name in used]
     for i in inits:
@@ -161,12 +174,13 @@ def as_qop(model):
     return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 13), helper.make_opsetid("com.microsoft", 1)], ir_version=8)
 
 
-def run(name, model, picture, is_float, exact):
+def run(name, model, picture, is_float, exact, restore=None):
     options = ort.SessionOptions()
     options.intra_op_num_threads, options.log_severity_level = 1, 3
     session = ort.InferenceSession(model, options, providers=["CPUExecutionProvider"])
     picture = np.ascontiguousarray(picture, np.float32)
     outs = session.run(None, {session.get_inputs()[0].name: picture[None]})
+    outs = [restore(o) for o in outs] if restore else outs
     open(f"{OUT}/{name}.onnx", "wb").write(model)
     picture.tofile(f"{OUT}/{name}.in")
     np.concatenate([o.astype(np.float32).ravel() for o in outs]).tofile(f"{OUT}/{name}.out")
@@ -293,6 +307,92 @@ def other_cases():
         net.save(f"pyramid{depth}", exact=depth < 6)
 
 
+def pattern_cases():
+    """The other ways to write things."""
+    def start(c=8, scale=0.03, zp=128, **options):
+        net = Net(scale=0.01, zp=5, **options)
+        return net, net.conv(net.x, c, 3, scale, zp)
+
+    # Activations in i8: ONNX Runtime leaves the QDQ form in float on some machines.
+    net = Net(scale=0.01, zp=30, dtype=np.int8)
+    net.out(net.conv(net.conv(net.x, 16, 3, 0.02, 0, act="relu"), 9, 3, 0.02, 140)).save("s8_conv", exact=False)
+    net = Net(scale=0.01, zp=128, dtype=np.int8)
+    a, b = net.conv(net.x, 8, 3, 0.02, 20), net.conv(net.x, 8, 1, 0.013, 140)
+    net.out(net.q(net.node("Add", [a[0], b[0]]), 0.027, 77, a[3])).out(net.q(net.node("Concat", [a[0], b[0]], axis=1), 0.022, 60, (16, 10, 12))).save("s8_add_concat", exact=False)
+    # Weights: u8 around 128, u8 whose values are close to another zero point, quantised in the file.
+    for name, options in [("u8_128", dict(w_form="u8", w_zp=128)), ("u8_70", dict(w_form="u8", w_zp=70, wmax=60)), ("in_file", dict(w_form="f32"))]:
+        net = Net(scale=0.01, zp=13)
+        net.out(net.conv(net.x, 9, 3, 0.02, 100, **options)).save(f"weights_{name}", exact=False)
+    # Functions of one value.
+    net, a = start()
+    s = net.q(net.node("Sigmoid", [a[0]]), 1 / 256, 0, a[3])
+    net.out(net.q(net.node("Mul", [a[0], s[0]]), 0.02, 20, a[3])).save("silu_quantised_inside", exact=False)
+    net, a = start()
+    net.out(net.conv(net.q(net.node("Mul", [a[0], net.node("Sigmoid", [a[0]])]), 0.02, 20, a[3]), 6, 3, 0.05, 128)).save("silu", exact=False)
+    net, a = start()
+    net.out(net.q(net.node("HardSwish", [a[0]]), 0.02, 20, a[3])).save("hard_swish", exact=False, opset=14)
+    net, a = start()
+    s = net.q(net.node("HardSigmoid", [a[0]], alpha=1 / 6, beta=0.5), 1 / 255, 0, a[3])
+    net.out(net.q(net.node("Mul", [s[0], a[0]]), 0.02, 20, a[3])).save("hard_sigmoid_mul", exact=False)
+    net, a = start()
+    number = lambda x: net.const("number", np.float32(x))
+    six = net.node("Clip", [net.node("Add", [a[0], number(3)]), number(0), number(6)])
+    net.out(net.q(net.node("Mul", [a[0], net.node("Div", [six, number(6)])]), 0.02, 20, a[3])).save("hard_swish_in_parts", exact=False)
+    for name, op, inputs in [("mul", "Mul", [-0.7]), ("add", "Add", [0.31]), ("sub", "Sub", [0.31]), ("prelu", "PRelu", [0.2]), ("tanh", "Tanh", [])]:
+        net, a = start()
+        net.out(net.q(net.node(op, [a[0]] + [net.const("number", np.array([x], np.float32)) for x in inputs]), 0.02, 120, a[3])).save(f"function_{name}", exact=False)
+    net, a = start()
+    c = net.node("DequantizeLinear", [net.const("factor", np.uint8(200)), net.const("s", np.float32(0.004)), net.const("z", np.uint8(3))])
+    net.out(net.q(net.node("Mul", [c, a[0]]), 0.02, 120, a[3])).save("function_mul_quantised", exact=False)
+    net, a = start()
+    factors = net.const("factors", np.array([1, -0.5, 0.25, 0, 2, -1, 0.1, 0.7], np.float32).reshape(1, 8, 1, 1))
+    net.out(net.q(net.node("Mul", [a[0], factors]), 0.03, 120, a[3])).save("mul_channels", exact=False)
+    # Padding before a convolution, with and without a step of quantisation, on top of the convolution's own.
+    for name, quantised in [("pad_quantised", True), ("pad", False)]:
+        net, a = start(zp=77)
+        p = net.node("Pad", [a[0], net.const("pads", np.array([0, 0, 1, 0, 0, 0, 2, 3], np.int64)), net.const("zero", np.float32(0))])
+        p = net.q(p, a[1], a[2], (8, 13, 15)) if quantised else (p, a[1], a[2], (8, 13, 15))
+        net.out(net.conv(p, 6, 3, 0.05, 128, pads=[0, 1, 0, 1])).save(name)
+    # What moves values may stand in float.
+    net, a = start(scale=0.02, zp=9)
+    p = net.node("MaxPool", [net.node("Identity", [a[0]])], kernel_shape=[2, 2], strides=[2, 2])
+    r = net.node("Resize", [p, "", net.const("scales", np.array([1, 1, 2, 2], np.float32))], mode="nearest", coordinate_transformation_mode="asymmetric", nearest_mode="floor")
+    net.out(net.conv((r, a[1], a[2], (8, 10, 12)), 6, 3, 0.05, 128)).save("moves_in_float", exact=False)
+    # The channel shuffle in its other spellings, and a range of channels.
+    def halves(form):
+        net, a = start(scale=0.02, zp=9)
+        b = net.conv(net.x, 8, 1, 0.025, 0, act="relu")
+        to4 = net.const("to4", np.array([1, 16, 10, 12], np.int64))
+        if form == "stack":
+            two = net.const("axes", np.array([2], np.int64))
+            a5, b5 = (net.q(net.node("Unsqueeze", [x[0], two]), x[1], x[2], (8, 1, 10, 12)) for x in (a, b))
+            joined = net.q(net.node("Concat", [a5[0], b5[0]], axis=2), 0.025, 9, (8, 2, 10, 12))
+            return net, net.q(net.node("Reshape", [joined[0], to4]), 0.025, 9, (16, 10, 12))
+        joined = net.q(net.node("Concat", [a[0], b[0]], axis=1), 0.025, 9, (16, 10, 12))
+        if form == "gather":
+            order = net.const("order", np.arange(16).reshape(2, 8).T.ravel().copy())
+            return net, net.q(net.node("Gather", [joined[0], order], axis=1), 0.025, 9, (16, 10, 12))
+        five = net.node("Reshape", [joined[0], net.const("to5", np.array([1, 2, 8, 10, 12], np.int64))])
+        return net, net.q(net.node("Reshape", [net.node("Transpose", [five], perm=[0, 2, 1, 3, 4]), to4]), 0.025, 9, (16, 10, 12))
+
+    for form in ("stack", "gather", "in_float"):
+        net, x = halves(form)
+        net.out(x).out(net.conv(x, 6, 1, 0.02, 128)).save(f"shuffle_{form}")
+    net, a = start(c=12, scale=0.02, zp=9)
+    numbers = lambda *n: net.const("n", np.array(n, np.int64))
+    s = net.q(net.node("Slice", [a[0], numbers(-5), numbers(2**40), numbers(1)]), 0.02, 9, (5, 10, 12))
+    g = net.q(net.node("Gather", [a[0], numbers(3, 4, 5, 6)], axis=1), 0.02, 9, (4, 10, 12))
+    net.out(s).out(g).save("slice_gather")
+    # Heads turned as torchvision and others turn them: values in [H, W, C] order.
+    for name, op in [("float", None), ("quantised", "q")]:
+        net, a = start(c=12, scale=0.02, zp=9)
+        step = (lambda real: net.q(real, 0.02, 9, None)[0]) if op else (lambda real: real)
+        turned = step(net.node("Transpose", [step(net.node("Reshape", [a[0], net.const("to5", np.array([1, 3, 4, 10, 12], np.int64))]))], perm=[0, 3, 4, 1, 2]))
+        rows = step(net.node("Reshape", [turned, net.const("rows", np.array([1, -1, 4], np.int64))]))
+        flat = step(net.node("Flatten", [step(net.node("Transpose", [a[0]], perm=[0, 2, 3, 1]))]))
+        net.out((rows, 0, 0, (360, 4))).out((flat, 0, 0, (1440,))).save(f"heads_turned_{name}", restore=lambda o: o.reshape(10, 12, 12).transpose(2, 0, 1))
+
+
 def float_cases():
     def conv(x, c, out, k, **attributes):
         name = f"c{len(nodes)}"
@@ -319,6 +419,7 @@ def float_cases():
 
 conv_cases()
 other_cases()
+pattern_cases()
 float_cases()
 for i, path in enumerate(sys.argv[2:]):
     model = open(path, "rb").read()

@@ -29,6 +29,9 @@ fn differing(folder: &Path, case: &Case, steps: f32) -> (usize, usize) {
     let options = LoadOptions { allow_float: case.is_float, ..LoadOptions::default() };
     let mut network = Network::load(&bytes, &options).unwrap_or_else(|error| panic!("{}: {error}", case.name));
     assert_eq!(network.census().float_convs == 0, !case.is_float, "{}: {:?}", case.name, network.census());
+    let is_shuffle = ["shuffle_stack", "shuffle_gather", "shuffle_in_float"].contains(&case.name.trim_end_matches("_qop"));
+    let interleaves = network.layers().iter().any(|layer| layer.op == "QuantInterleave");
+    assert!(interleaves || !is_shuffle, "{}: the shuffle is not found: {:?}", case.name, network.layers());
     let (input, want) = (read_f32(&file("in")), read_f32(&file("out")));
     let got = network.run_f32(&input).unwrap_or_else(|error| panic!("{}: {error}", case.name)).to_vec();
     let again = network.run_f32(&input).expect("it runs twice");

@@ -11,7 +11,11 @@ fn tensor<'a>(graph: &'a mut GraphProto, name: &str) -> &'a mut TensorProto {
 }
 
 fn conv(graph: &mut GraphProto) -> &mut onnx::NodeProto {
-    graph.node.iter_mut().find(|node| node.op_type == "Conv").expect("a convolution")
+    conv_of(graph, "Conv")
+}
+
+fn conv_of<'a>(graph: &'a mut GraphProto, op: &str) -> &'a mut onnx::NodeProto {
+    graph.node.iter_mut().find(|node| node.op_type == op).expect("the node is there")
 }
 
 fn attribute(name: &str, ints: &[i64]) -> AttributeProto {
@@ -25,7 +29,7 @@ fn floats(values: &[f32]) -> Vec<u8> {
 type Edit = fn(&mut GraphProto);
 
 /// What is done to the network, and what the message must name.
-const CASES: [(&str, Edit, &[&str]); 19] = [
+const CASES: [(&str, Edit, &[&str]); 29] = [
     ("float weights", |g| conv(g).input[1] = "cls_w_float".into(), &["node_cls_f", "float", "--allow-float"]),
     ("asymmetric weights", |g| tensor(g, "cls_wz").raw_data[1] = 3, &["node_cls_wf", "symmetric"]),
     ("u8 weights", |g| tensor(g, "cls_w").data_type = DataType::Uint8.into(), &["node_cls_wf", "constant i8"]),
@@ -91,6 +95,69 @@ const CASES: [(&str, Edit, &[&str]); 19] = [
     ),
     ("an operator without integer form", |g| conv(g).op_type = "Softmax".into(), &["Softmax", "no integer form"]),
     ("an output in float", |g| g.output[0].name = "cls_f".into(), &["output `cls_f` is made in float"]),
+    ("an operator of another domain", |g| conv(g).domain = "org.other".into(), &["node_cls_f", "domain `org.other`"]),
+    (
+        "a quantised operator without integer form",
+        |g| {
+            conv(g).op_type = "QLinearGlobalAveragePool".into();
+            conv_of(g, "QLinearGlobalAveragePool").domain = "com.microsoft".into();
+        },
+        &["node_cls_f", "QLinearGlobalAveragePool", "com.microsoft"],
+    ),
+    ("an average", |g| conv(g).op_type = "GlobalAveragePool".into(), &["node_cls_f", "averages"]),
+    ("dynamic quantisation", |g| conv(g).op_type = "ConvInteger".into(), &["node_cls_f", "statically"]),
+    (
+        "a product of two activations",
+        |g| {
+            g.node.push(tiny::node("Mul", &["x", "cls"], "product", vec![]));
+            g.node.push(tiny::node("QuantizeLinear", &["product", "s", "z"], "product_q", vec![]));
+        },
+        &["node_product", "two different activations"],
+    ),
+    (
+        "padding with other than zeros",
+        |g| {
+            let mode = AttributeProto { name: "mode".into(), s: b"reflect".to_vec(), ..AttributeProto::default() };
+            let pads = attribute("pads", &[0, 0, 1, 1, 0, 0, 1, 1]);
+            conv(g).input[0] = "padded".into();
+            g.node.push(tiny::node("Pad", &["x"], "padded", vec![mode, pads]));
+        },
+        &["node_padded", "mode reflect"],
+    ),
+    (
+        "padding that no convolution reads",
+        |g| {
+            g.node.push(tiny::node("Pad", &["cls"], "padded", vec![attribute("pads", &[0, 0, 1, 1, 0, 0, 1, 1])]));
+            g.output[0].name = "padded".into();
+        },
+        &["node_padded", "is padded"],
+    ),
+    (
+        "a sigmoid behind the scores",
+        |g| {
+            g.node.push(tiny::node("Sigmoid", &["cls"], "scores", vec![]));
+            g.output[0].name = "scores".into();
+        },
+        &["node_scores", "leave a sigmoid"],
+    ),
+    (
+        "rows of a head inside the network",
+        |g| {
+            g.node.push(tiny::node("Transpose", &["cls"], "turned", vec![attribute("perm", &[0, 2, 3, 1])]));
+            g.node.push(tiny::node("MaxPool", &["turned"], "pooled", vec![attribute("kernel_shape", &[2, 2])]));
+            g.output[0].name = "pooled".into();
+        },
+        &["node_pooled", "[1, H, W, C]"],
+    ),
+    (
+        "a float convolution in QOperator form",
+        |g| {
+            g.node.retain(|node| !["cls_wf", "cls_f", "cls_q", "box_wf"].contains(&node.output[0].as_str()));
+            let inputs = ["images_q", "s", "z", "cls_w", "cls_ws", "cls_wz", "cls_s", "cls_z"];
+            g.node.push(tiny::node("QLinearConv", &inputs, "cls_q", vec![attribute("strides", &[8, 8])]));
+        },
+        &["node_box_f", "in float", "--allow-float"],
+    ),
     (
         "a value read with other parameters than written",
         |g| {

@@ -5,18 +5,32 @@
 //! out here as `DequantizeLinear` of what it reads, the operator in float, `QuantizeLinear` of what it makes. The values
 //! that others read keep their names.
 
+use super::moves::MOVES;
 use super::{Lowered, input_of, label, unsupported};
 use crate::executor::onnx::{AttributeProto, NodeProto, attribute_proto::AttributeType};
 use std::collections::HashMap;
 
-/// Operators that give back values of their first input, so that scale and zero point stay.
-const MOVES: [&str; 11] =
-    ["MaxPool", "Resize", "Upsample", "Split", "Reshape", "Transpose", "Identity", "Dropout", "Unsqueeze", "Squeeze", "Flatten"];
-
-/// Nodes of QDQ form for `nodes`, which come in execution order; `Constant` nodes are left out.
+/// Nodes of QDQ form for `nodes`, which come in execution order; `Constant` nodes are left out, and what reads the output
+/// of an `Identity` reads its input instead.
 pub(super) fn as_qdq(nodes: &[&NodeProto]) -> Lowered<Vec<NodeProto>> {
-    let mut writer = Writer { nodes: Vec::with_capacity(nodes.len()), params: HashMap::new() };
-    for node in nodes {
+    let mut sources: HashMap<&str, String> = HashMap::new();
+    let mut direct = Vec::with_capacity(nodes.len());
+    for &original in nodes.iter().filter(|node| node.op_type != "Constant") {
+        let mut node = original.clone();
+        for input in &mut node.input {
+            if let Some(source) = sources.get(input.as_str()) {
+                input.clone_from(source);
+            }
+        }
+        if let ("Identity" | "Dropout", [input, ..], [output, ..]) =
+            (node.op_type.as_str(), &node.input[..], &original.output[..])
+        {
+            sources.insert(output, input.clone());
+        }
+        direct.push(node);
+    }
+    let mut writer = Writer { nodes: Vec::with_capacity(direct.len()), params: HashMap::new() };
+    for node in &direct {
         writer.add(node)?;
     }
     Ok(writer.nodes)
@@ -35,7 +49,7 @@ impl<'a> Writer<'a> {
     fn add(&mut self, node: &'a NodeProto) -> Lowered<()> {
         let is_standard = matches!(node.domain.as_str(), "" | "ai.onnx");
         match (node.op_type.as_str(), is_standard) {
-            ("Constant", true) => {}
+            ("Identity" | "Dropout", true) if node.input.first().is_some_and(|x| self.params.contains_key(x.as_str())) => {}
             ("QuantizeLinear", _) if is_standard || node.domain == "com.microsoft" => {
                 if let Some(output) = node.output.first() {
                     self.params.insert(output, [input_of(node, 1)?, optional(node, 2)]);

@@ -1,6 +1,7 @@
 //! `fovea inspect`: what a model consists of.
 
 use super::Failure;
+use super::layers::{self, Layer};
 use super::model_file::ModelFile;
 use super::output::{ResultFile, write_report};
 use fovea::executor::{Network, OpCount, OutputInfo};
@@ -15,6 +16,8 @@ use std::path::PathBuf;
 Examples:
   fovea inspect models/default
   fovea inspect network.onnx --json -
+  fovea inspect models/default --layers
+  fovea inspect models/default --dot - | dot -Tsvg > network.svg
 
 A model folder is checked against its manifest; a bare .onnx is shown as it is. A network that is not quantised, or that has
 an operator without integer form, is shown as it would run with --allow-float: `float_convs` counts its convolutions.")]
@@ -24,6 +27,12 @@ pub(crate) struct Args {
     /// Write the result as JSON (`-` = stdout).
     #[arg(long, value_name = "FILE")]
     json: Option<PathBuf>,
+    /// List the layers of the integer network, as they run: operator, kernel, size, multiplications, what each reads.
+    #[arg(long)]
+    layers: bool,
+    /// Write the integer network as a picture for Graphviz (`-` = stdout, and nothing else there).
+    #[arg(long, value_name = "FILE")]
+    dot: Option<PathBuf>,
 }
 
 /// The result, as `--json` writes it.
@@ -40,6 +49,8 @@ struct Report {
     isa: &'static str,
     #[serde(skip_serializing_if = "Option::is_none")]
     why_float: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    layers: Option<Vec<Layer>>,
 }
 
 /// An input or output.
@@ -80,17 +91,29 @@ impl Tensor {
 impl Args {
     pub(crate) fn run(self) -> Result<(), Failure> {
         let json = self.json.as_deref().map(ResultFile::open).transpose()?;
+        let dot = self.dot.as_deref().map(ResultFile::open).transpose()?;
+        let is_stdout = |file: &Option<ResultFile>| file.as_ref().is_some_and(ResultFile::is_stdout);
+        if is_stdout(&json) && is_stdout(&dot) {
+            return Err(Failure::request(anyhow::anyhow!("--json - and --dot - would mix on stdout; give one of them a file")));
+        }
         let file = ModelFile::read(&self.model)?;
         let loaded = file.load_for_inspection(1)?;
+        let file_name = file.name();
         let (network, census) = (loaded.network(), loaded.network().census());
+        let layers = layers::layers(network);
+        if let (Some(why), true) = (loaded.why_float(), self.layers || dot.is_some()) {
+            return Err(Failure::request(anyhow::anyhow!("there are no layers in integers to show: {why}")));
+        }
+        let is_dot_alone = is_stdout(&dot);
+        let dot_written = dot.map_or(Ok(()), |file| file.write(&layers::dot(network, &file_name, &layers)));
         let report = Report {
-            name: file.name(),
+            name: file_name,
             sha256: file.sha256(),
             input: input_of(network),
             outputs: network
                 .outputs()
                 .iter()
-                .map(|OutputInfo { name, shape, params }| Tensor::new(name, *shape, *params))
+                .map(|OutputInfo { name, shape, params, .. }| Tensor::new(name, *shape, *params))
                 .collect(),
             ops: census.ops,
             float_convs: census.float_convs,
@@ -98,8 +121,14 @@ impl Args {
             file_bytes: file.bytes().len(),
             isa: super::effective_isa().name(),
             why_float: loaded.why_float().map(ToOwned::to_owned),
+            layers: self.layers.then_some(layers),
         };
-        write_report(json, &report, &table(&report))
+        dot_written?;
+        if is_dot_alone && json.is_none() {
+            return Ok(());
+        }
+        let text = if is_dot_alone { String::new() } else { table(&report) };
+        write_report(json, &report, &text)
     }
 }
 
@@ -136,6 +165,9 @@ fn table(report: &Report) -> String {
     let _ = writeln!(text, "activations: {:.2} MB; kernels: {}", mega(report.activation_bytes), report.isa);
     if let Some(why) = &report.why_float {
         let _ = writeln!(text, "runs in float: {why}");
+    }
+    if let Some(layers) = &report.layers {
+        let _ = write!(text, "\n{}", layers::table(layers));
     }
     text
 }

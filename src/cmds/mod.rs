@@ -11,6 +11,7 @@ mod check;
 mod detect;
 mod eval;
 mod inspect;
+mod layers;
 mod media;
 mod model_file;
 mod output;

@@ -54,7 +54,7 @@ impl FloatPlan {
                 let fact = typed.outlet_fact(*outlet)?;
                 let dims = fact.shape.as_concrete().ok_or_else(|| TractError::msg("outputs have fixed sizes"))?;
                 let &[1, c, h, w] = dims else { bail_shape(&name, dims)? };
-                outputs.push(OutputInfo { name, shape: Shape { h, w, c }, params: None });
+                outputs.push(OutputInfo { name, shape: Shape { h, w, c }, params: None, layer: None });
             }
             Ok((typed.into_runnable()?.spawn()?, outputs, census))
         };

@@ -108,6 +108,8 @@ pub struct LayerInfo {
     pub output: Shape,
     /// Multiplications.
     pub macs: usize,
+    /// Layers whose outputs it reads; `None` is the network's input.
+    pub inputs: Vec<Option<usize>>,
 }
 
 /// An output of a network.
@@ -119,6 +121,8 @@ pub struct OutputInfo {
     pub shape: Shape,
     /// Quantisation; `None` in float.
     pub params: Option<QuantParams>,
+    /// The layer of [`Network::layers`] that makes it; `None` in float, and where it is the input itself.
+    pub layer: Option<usize>,
 }
 
 #[derive(Debug)]

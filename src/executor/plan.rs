@@ -52,6 +52,7 @@ impl IntPlan {
             name: name.clone(),
             shape: graph.values[*id].shape,
             params: Some(graph.values[*id].params),
+            layer: layer_of(&graph, *id),
         };
         let outputs: Vec<OutputInfo> = graph.outputs.iter().map(output).collect();
         Ok(Self {
@@ -97,6 +98,7 @@ impl IntPlan {
                     kernel: kernel.label(),
                     output: output.layout.shape,
                     macs: macs(&step.operator, output.layout),
+                    inputs: step.inputs.iter().map(|&id| layer_of(graph, id)).collect(),
                 });
                 let work = work(&step.operator, output.layout);
                 placed.push(PlacedKernel { kernel, inputs, output, work });
@@ -221,6 +223,11 @@ impl IntPlan {
 fn bytes(arena: Option<&Tensor>) -> Result<&[u8], RunError> {
     let failed = |error: TractError| RunError(format!("{error:#}"));
     arena.ok_or_else(|| RunError("there was no run".into()))?.try_as_plain_ram().map_err(failed)?.as_slice::<u8>().map_err(failed)
+}
+
+/// The step that makes value `id`.
+fn layer_of(graph: &IntGraph, id: usize) -> Option<usize> {
+    graph.steps.iter().position(|step| step.output == id)
 }
 
 fn census(graph: &IntGraph, plan: &ArenaPlan) -> Census {

@@ -167,6 +167,38 @@ fn inspect_counts_operators_and_tells_float_from_integer() {
 }
 
 #[test]
+fn inspect_shows_the_layers_as_text_and_as_a_graph() {
+    let folder = workshop();
+    let folder = folder.path();
+    let report: Value = serde_json::from_str(&ok(folder, &["inspect", "tiny", "--layers", "--json", "-"])).expect("JSON");
+    let layers = report["layers"].as_array().expect("a list");
+    assert_eq!(layers.len(), 2);
+    for (layer, (node, output, channels)) in layers.iter().zip([("node_cls_f", "cls", 4), ("node_box_f", "box", 8)]) {
+        assert_eq!((&layer["name"], &layer["op"]), (&node.into(), &"QuantConv".into()));
+        assert_eq!(layer["output"], serde_json::json!([1, channels, 4, 4]));
+        assert_eq!(layer["macs"], 4 * 4 * channels * 3 * 8 * 8);
+        assert_eq!(layer["inputs"], serde_json::json!([null]), "it reads the network's input");
+        assert_eq!(layer["outputs"], serde_json::json!([output]));
+    }
+    let table = ok(folder, &["inspect", "tiny", "--layers"]);
+    let line = table.lines().find(|line| line.contains("node_box_f")).expect("a line for each layer");
+    for part in ["1", "QuantConv", "8x4x4", "0.02", "input", "=> box"] {
+        assert!(line.contains(part), "{line:?} does not say {part:?}");
+    }
+    let dot = ok(folder, &["inspect", "tiny", "--dot", "-"]);
+    assert!(dot.starts_with("digraph \"tiny\" {\n") && dot.ends_with("}\n"), "{dot}");
+    for part in ["input -> l0;", "input -> l1;", "l0 -> o0;", "l1 -> o1;", "node_cls_f\\nQuantConv", "label=\"box\""] {
+        assert!(dot.contains(part), "{dot} has no {part:?}");
+    }
+    ok(folder, &["inspect", "tiny", "--dot", "tiny.dot"]);
+    assert_eq!(std::fs::read_to_string(folder.join("tiny.dot")).expect("a file"), dot);
+    let bytes = fovea::executor::onnx::encode(&tiny::network(false));
+    std::fs::write(folder.join("float.onnx"), bytes).expect("a file");
+    fails(folder, &["inspect", "float.onnx", "--layers"], 2, &["no layers in integers", "not quantised"]);
+    fails(folder, &["inspect", "tiny", "--dot", "-", "--json", "-"], 2, &["--dot -", "stdout"]);
+}
+
+#[test]
 fn a_forced_instruction_set_is_in_use_or_refused() {
     let folder = workshop();
     let run = |isa: &str| {

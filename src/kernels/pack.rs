@@ -10,8 +10,7 @@
 //! those whose weights are all 0 not at all.
 //!
 //! [`Products::Transformed`] are the weights of Winograd's 3x3 convolution (Lavin and Gray 2016, arXiv 1509.09308) that makes
-//! 2 x 2 pixels with 16 products instead of 36: words `[position][pair of channels][register][lane][2]`, four times what
-//! the transform gives, so that they are integers.
+//! 4 x 4 pixels with 36 products instead of 144: words `[position][pair of channels][register][lane][2]`.
 
 use super::{ConvSpec, Layout};
 use std::collections::HashMap;
@@ -193,20 +192,22 @@ pub(super) fn words(weights: &[[i8; 4]]) -> impl Iterator<Item = i8> {
     half(0).chain(half(1)).flat_map(|w| i16::from(w).to_le_bytes().map(u8::cast_signed))
 }
 
-/// Words of four times `G w G^T` of 3x3 weights `[tap][quad][lane][4]`: `[position][pair of channels][lane][2]`.
-fn transformed(weights: &[Vec<[i8; 4]>], n_quads: usize) -> impl Iterator<Item = i8> {
-    /// Twice `G`.
-    const G: [[i16; 3]; 4] = [[2, 0, 0], [1, 1, 1], [1, -1, 1], [0, 0, 2]];
-    let value = move |(row, col): (usize, usize), quad: usize, lane: usize, i: usize| {
-        let taps = (0..3).flat_map(|ky| (0..3).map(move |kx| (ky, kx)));
-        taps.map(|(ky, kx)| G[row][ky] * G[col][kx] * i16::from(weights[(3 * ky + kx) * n_quads + quad][lane][i])).sum::<i16>()
-    };
+/// Rows of `G` of Winograd's F(4, 3) times 24, 6, 6, 24, 24 and 6: integers, of which no transformed weight leaves 16 bits (49 x 128).
+const WINOGRAD_G: [[i16; 3]; 6] = [[6, 0, 0], [-1, -1, -1], [-1, 1, -1], [1, 2, 4], [1, -2, 4], [0, 0, 6]];
+
+/// Words of `G w G^T` of 3x3 weights `[tap][quad][lane][4]`: `[position][pair of channels][lane][2]`.
+fn transformed(weights: &[Vec<[i8; 4]>], n_quads: usize) -> Vec<i8> {
     let n_lanes = weights.first().map_or(0, Vec::len);
-    let pairs = move |at| (0..n_quads).flat_map(move |quad| [0, 2].map(move |i| (at, quad, i)));
-    let lanes = (0..4).flat_map(|row| (0..4).map(move |col| (row, col))).flat_map(pairs);
-    let words =
-        lanes.flat_map(move |(at, quad, i)| (0..n_lanes).flat_map(move |lane| [i, i + 1].map(|i| value(at, quad, lane, i))));
-    words.flat_map(|w| w.to_le_bytes().map(u8::cast_signed))
+    let row_of = |row: [i16; 3], values: [i16; 3]| row.iter().zip(values).map(|(g, value)| g * value).sum::<i16>();
+    let mut words = vec![0_i16; 36 * n_quads * 4 * n_lanes];
+    for (quad, lane, i) in (0..n_quads).flat_map(|quad| (0..n_lanes).flat_map(move |lane| (0..4).map(move |i| (quad, lane, i)))) {
+        let w = |ky: usize, kx: usize| i16::from(weights[(3 * ky + kx) * n_quads + quad][lane][i]);
+        let rows = WINOGRAD_G.map(|g| [0, 1, 2].map(|kx| row_of(g, [w(0, kx), w(1, kx), w(2, kx)])));
+        for (position, value) in rows.iter().flat_map(|&row| WINOGRAD_G.map(|g| row_of(g, row))).enumerate() {
+            words[((position * 2 * n_quads + 2 * quad + i / 2) * n_lanes + lane) * 2 + i % 2] = value;
+        }
+    }
+    words.into_iter().flat_map(|w| w.to_le_bytes().map(u8::cast_signed)).collect()
 }
 
 /// Weights that several convolutions share are packed once.

@@ -1,13 +1,16 @@
-//! 3x3 convolution after Winograd (Lavin and Gray 2016, arXiv 1509.09308): 2 x 2 pixels with 16 products for each pair of
-//! channels instead of 36, exact for every input.
+//! 3x3 convolution after Winograd (Lavin and Gray 2016, arXiv 1509.09308): 4 x 4 pixels with 36 products for each pair of
+//! channels instead of 144, exact for every input.
 //!
-//! The input under 2 x 2 pixels, 4 x 4 values of a channel, becomes 16 sums of at most four of them: words. The weights become 16
-//! words, of which four times the true values are integers. Products are summed over the channels with `vpmaddwd`, and sums
-//! of these 16 are four times the accumulators of the four pixels. All of it is exact modulo 2^32, and so is the division
-//! by four where four times every accumulator fits into 32 bits, which is checked when the weights are packed.
+//! * The input under 4 x 4 pixels, 6 x 6 values of a channel, becomes `B^T d B`: 36 words, within -8160 and 17340.
+//! * The weights have become 36 words when they were packed, times factors that make them integers.
+//! * `vpmaddwd` sums the products over the channels.
+//! * `A^T m A` of these 36 sums is, for pixel `(a, b)` of the tile, `9 x 2^(s(a) + s(b))` times the accumulator, `s` being 3, 2, 1, 1.
 //!
-//! Rows are computed in pairs: their input is transformed into a buffer, then each block of output channels takes [`CHUNK`] tiles
-//! of 2 x 2 pixels through all 16 positions.
+//! All of it is exact modulo 2^32. There 9 has an inverse, and the shift gives the accumulator where `2^6` times every
+//! accumulator fits into 32 bits, which is checked when the kernel is made.
+//!
+//! A few rows of tiles have their input transformed into a buffer; then each block of output channels takes [`CHUNK`] tiles
+//! through all 36 positions.
 
 use super::requantize::store_tile;
 use crate::kernels::op::check_buffers;
@@ -17,209 +20,306 @@ use crate::kernels::{ConvSpec, Layout, RowKernel, Shape};
 use std::arch::x86_64::*;
 use std::cell::RefCell;
 
-const SCHEME: Scheme = Scheme { lanes: 8, max_registers: 4, pack_lanes: 4, halves: false, products: Products::Transformed };
+/// Side of a tile of the output.
+const SIDE: usize = 4;
+
+/// Positions of a transformed tile.
+pub(in crate::kernels::x86_64) const POSITIONS: usize = 36;
 
 /// Tiles whose sums are held at a time.
-const CHUNK: usize = 16;
+const CHUNK: usize = 12;
 
-/// Tiles whose input is transformed at a time, unless a pair of rows has more.
-const MIN_TILES: usize = 32;
+/// Tiles whose input is transformed at a time, unless a row has more.
+const MIN_TILES: usize = 24;
 
 /// Fewer channels than this, in or out, are not worth the transforms.
 const MIN_CHANNELS: usize = 16;
 
-thread_local! {
-    /// Transformed input and sums of a chunk; kept, so that a row allocates nothing once they have grown.
-    static BUFFERS: RefCell<Buffers> = const { RefCell::new(Buffers { input: Vec::new(), sums: Vec::new() }) };
-}
+/// A cache line, as a buffer's unit.
+#[derive(Debug, Clone, Copy)]
+#[repr(C, align(64))]
+struct Line([u8; 64]);
 
 #[derive(Debug)]
 struct Buffers {
-    /// `[tile][position][16 channels]`.
-    input: Vec<__m256i>,
-    /// `[tile][position][register]`.
-    sums: Vec<__m256i>,
+    /// `[tile][position][channel]`, words.
+    input: Vec<Line>,
+    /// `[tile][position][lane]`.
+    sums: Vec<Line>,
 }
 
-/// A 3x3 convolution of stride 1.
+thread_local! {
+    /// Kept, so that a row allocates nothing once they have grown.
+    static BUFFERS: RefCell<Buffers> = const { RefCell::new(Buffers { input: Vec::new(), sums: Vec::new() }) };
+}
+
+/// Makes `buffer` at least so many bytes long.
+fn grow(buffer: &mut Vec<Line>, n_bytes: usize) -> *mut u8 {
+    let n_lines = n_bytes.div_ceil(64);
+    if buffer.len() < n_lines {
+        buffer.resize(n_lines, Line([0; 64]));
+    }
+    buffer.as_mut_ptr().cast()
+}
+
+/// What an instruction set does between the transform of the input and the output, for one number of registers.
+pub(in crate::kernels::x86_64) struct Steps {
+    /// Sums products over the channels.
+    pub multiply: MultiplyFn,
+    /// Makes pixels of sums.
+    pub finish: FinishFn,
+}
+
+/// Sums over the pairs of channels of `n` tiles at all positions, for the weights of a block: `[tile][position][register]`.
+/// Of the input comes how many words a position has.
+///
+/// # Safety
+/// The CPU has the instruction set; the weights are those of a block of as many registers as the function is for, and so many
+/// pairs of channels; input and sums hold `n` tiles.
+pub(in crate::kernels::x86_64) type MultiplyFn =
+    unsafe fn(weights: *const i8, n_pairs: usize, input: (*const i16, usize), n: usize, sums: *mut i32);
+
+/// `rows` x `columns` pixels of a tile from its sums. `out_offsets[0]` of the tile is the first.
+///
+/// # Safety
+/// The CPU has the instruction set; the sums are those of a tile for a block of as many registers as the function is for; the
+/// pixels can be written.
+pub(in crate::kernels::x86_64) type FinishFn =
+    unsafe fn(tile: &mut Tile<'_>, sums: *const i32, size: (usize, usize), strides: (usize, usize));
+
+/// A 3x3 convolution of stride 1, for registers of any size.
 #[derive(Debug)]
-pub(super) struct Conv {
+pub(in crate::kernels::x86_64) struct Winograd {
     conv: PackedConv,
     /// Pairs of channels.
     n_pairs: usize,
 }
 
-impl Conv {
-    pub(super) fn new(spec: &ConvSpec, input: Layout, output: Layout, cache: &mut PackCache) -> Option<Self> {
+impl Winograd {
+    /// `None` where the convolution is another one, or where the direct way is faster: few channels, or a small map whose tiles of
+    /// 4 x 4 have more than `max_percent` of its pixels.
+    pub(in crate::kernels::x86_64) fn new(
+        spec: &ConvSpec,
+        input: Layout,
+        output: Layout,
+        scheme: Scheme,
+        max_percent: usize,
+        cache: &mut PackCache,
+    ) -> Option<Self> {
         let window = &spec.window;
         let is_plain = window.kernel == (3, 3) && window.stride == (1, 1) && window.dilation == (1, 1) && spec.groups == 1;
         let has_channels = spec.in_per_group() >= MIN_CHANNELS && spec.out_channels() >= MIN_CHANNELS;
-        // Tiles that reach over the last row or column are computed whole.
         let Shape { h, w, .. } = output.shape;
-        let is_filled = 2 * h.next_multiple_of(2) * w.next_multiple_of(2) <= 3 * h * w;
-        let suits = is_plain && has_channels && is_filled && input.pixel_stride.is_multiple_of(16) && quadruples_fit(spec);
-        let conv = suits.then(|| PackedConv::new(spec, input, output, SCHEME, cache))??;
+        let is_filled = 100 * h.next_multiple_of(SIDE) * w.next_multiple_of(SIDE) <= max_percent * h * w;
+        let suits = is_plain && has_channels && is_filled && input.pixel_stride.is_multiple_of(16) && are_small(spec);
+        let conv = suits.then(|| PackedConv::new(spec, input, output, scheme, cache))??;
         Some(Self { conv, n_pairs: 2 * spec.in_per_group().div_ceil(4) })
     }
-}
 
-/// Whether four times `accumulator - bias` fits into 32 bits whatever the input.
-fn quadruples_fit(spec: &ConvSpec) -> bool {
-    let per_channel = spec.in_per_group() * spec.window.n_taps();
-    let reach = |weights: &[i8]| 4 * 255 * weights.iter().map(|&w| i64::from(w).abs()).sum::<i64>();
-    spec.weights.chunks_exact(per_channel).all(|weights| reach(weights) <= i64::from(i32::MAX))
-}
+    /// Channels of the widest block.
+    pub(in crate::kernels::x86_64) fn width(&self) -> usize {
+        // The first block is the widest.
+        self.conv.weights.blocks.first().map_or(0, |block| block.registers * self.conv.lanes)
+    }
 
-impl RowKernel for Conv {
-    fn rows(&self, inputs: &[&[u8]], first: usize, out: &mut [u8]) {
-        let conv = &self.conv;
-        let n_rows = check_buffers([(inputs[0], &conv.input)], first, out, &conv.output);
+    /// As [`RowKernel::rows`].
+    ///
+    /// # Safety
+    /// The CPU has AVX2 and what the steps need.
+    pub(in crate::kernels::x86_64) unsafe fn rows(
+        &self,
+        steps: impl Fn(usize) -> Steps,
+        inputs: &[&[u8]],
+        first: usize,
+        out: &mut [u8],
+    ) {
+        let n_rows = check_buffers([(inputs[0], &self.conv.input)], first, out, &self.conv.output);
         BUFFERS.with_borrow_mut(|buffers| {
-            // SAFETY: `Kernels` vouches for the CPU; the buffers were checked above, the halo when the kernel was made.
-            unsafe { rows_of(self, inputs[0].as_ptr(), first, n_rows, out.as_mut_ptr(), buffers) };
+            // SAFETY: the caller vouches for the CPU; the buffers were checked above, the halo when the kernel was made.
+            unsafe { self.rows_with(steps, (inputs[0].as_ptr(), first, n_rows, out.as_mut_ptr()), buffers) };
         });
     }
 
-    fn label(&self) -> String {
-        // The first block is the widest.
-        let registers = self.conv.weights.blocks.first().map_or(0, |block| block.registers);
-        format!("avx2 winograd {}", 8 * registers)
-    }
-}
-
-/// # Safety
-/// The CPU has AVX2; `input` is valid for reads of the input's layout and `out` for writes of `n_rows` rows of the output.
-#[target_feature(enable = "avx2")]
-unsafe fn rows_of(kernel: &Conv, input: *const u8, first: usize, n_rows: usize, out: *mut u8, buffers: &mut Buffers) {
-    let conv = &kernel.conv;
-    let (width, n_groups) = (conv.output.shape.w, conv.input.pixel_stride / 16);
-    let tiles_in_row = width.div_ceil(2);
-    let row_pairs = MIN_TILES.div_ceil(tiles_in_row);
-    let zero = _mm256_setzero_si256();
-    grow(&mut buffers.input, row_pairs * tiles_in_row * 16 * n_groups, zero);
-    grow(&mut buffers.sums, CHUNK * 16 * SCHEME.max_registers, zero);
-    let transformed: *mut __m256i = buffers.input.as_mut_ptr();
-    let sums: *mut __m256i = buffers.sums.as_mut_ptr();
-    for y in (0..n_rows).step_by(2 * row_pairs) {
-        let n_pairs = (n_rows - y).div_ceil(2).min(row_pairs);
-        for pair in 0..n_pairs {
-            // SAFETY: the buffer has room for so many pairs of rows.
-            unsafe { transform_rows(conv, input, first + y + 2 * pair, transformed.add(pair * tiles_in_row * 16 * n_groups)) };
-        }
-        let n_tiles = n_pairs * tiles_in_row;
-        let mut lane = 0;
-        for block in &conv.weights.blocks {
-            let (multiply, finish) = match block.registers {
-                1 => (multiply::<1> as MultiplyFn, finish::<1> as FinishFn),
-                2 => (multiply::<2> as MultiplyFn, finish::<2> as FinishFn),
-                3 => (multiply::<3> as MultiplyFn, finish::<3> as FinishFn),
-                _ => (multiply::<4> as MultiplyFn, finish::<4> as FinishFn),
-            };
-            let mut tile = Tile {
-                input,
-                in_offsets: [0; MAX_PIXELS],
-                taps: &[],
-                n_quads: 0,
-                n_bytes: 0,
-                weights: conv.weights.bytes.as_ptr().wrapping_add(block.weights),
-                bias: conv.bias[lane..].as_ptr(),
-                multipliers: conv.multipliers[lane..].as_ptr(),
-                range: (conv.zero_point, conv.lo, conv.hi),
-                is_plain: conv.is_plain,
-                out,
-                out_offsets: [0; MAX_PIXELS],
-            };
-            for start in (0..n_tiles).step_by(CHUNK) {
-                let n = CHUNK.min(n_tiles - start);
-                // SAFETY: the weights are those of the block; the tiles were transformed above; the sums have room for a chunk; every
-                // pixel that is written lies inside the rows.
-                unsafe {
-                    multiply(tile.weights, kernel.n_pairs, (transformed.add(start * 16 * n_groups), n_groups), n, sums);
-                    for idx in 0..n {
-                        let (pair, column) = ((start + idx) / tiles_in_row, 2 * ((start + idx) % tiles_in_row));
-                        for row in (y + 2 * pair..n_rows.min(y + 2 * pair + 2)).map(|row| row - y - 2 * pair) {
-                            let at = (y + 2 * pair + row) * conv.output.row_stride()
-                                + (conv.output.halo.left + column) * conv.output.pixel_stride
-                                + block.first;
-                            tile.out_offsets[0] = at;
-                            tile.out_offsets[1] = at + conv.output.pixel_stride;
-                            finish(&tile, sums.add(idx * 16 * block.registers), row, column + 1 < width);
+    /// # Safety
+    /// As [`Winograd::rows`]; `input` is valid for reads of the input's layout and `out` for writes of `n_rows` rows of the output.
+    unsafe fn rows_with(
+        &self,
+        steps: impl Fn(usize) -> Steps,
+        (input, first, n_rows, out): (*const u8, usize, usize, *mut u8),
+        buffers: &mut Buffers,
+    ) {
+        let conv = &self.conv;
+        let (width, n_words) = (conv.output.shape.w, conv.input.pixel_stride);
+        let strides = (conv.output.row_stride(), conv.output.pixel_stride);
+        let tiles_in_row = width.div_ceil(SIDE);
+        let rows_at_a_time = MIN_TILES.div_ceil(tiles_in_row);
+        let words_of_row = tiles_in_row * POSITIONS * n_words;
+        let transformed: *mut i16 = grow(&mut buffers.input, 2 * rows_at_a_time * words_of_row).cast();
+        let sums: *mut i32 = grow(&mut buffers.sums, 4 * CHUNK * POSITIONS * self.width()).cast();
+        for y in (0..n_rows).step_by(SIDE * rows_at_a_time) {
+            let tile_rows = (n_rows - y).div_ceil(SIDE).min(rows_at_a_time);
+            for row in 0..tile_rows {
+                // SAFETY: the buffer has room for so many rows of tiles.
+                unsafe { transform_rows(conv, input, first + y + SIDE * row, transformed.add(row * words_of_row)) };
+            }
+            let n_tiles = tile_rows * tiles_in_row;
+            let mut lane = 0;
+            for block in &conv.weights.blocks {
+                let steps = steps(block.registers);
+                let lanes = block.registers * conv.lanes;
+                let mut tile = Tile {
+                    input,
+                    in_offsets: [0; MAX_PIXELS],
+                    taps: &[],
+                    n_quads: 0,
+                    n_bytes: 0,
+                    weights: conv.weights.bytes.as_ptr().wrapping_add(block.weights),
+                    bias: conv.bias[lane..].as_ptr(),
+                    multipliers: conv.multipliers[lane..].as_ptr(),
+                    range: (conv.zero_point, conv.lo, conv.hi),
+                    is_plain: conv.is_plain,
+                    out,
+                    out_offsets: [0; MAX_PIXELS],
+                };
+                for start in (0..n_tiles).step_by(CHUNK) {
+                    let n = CHUNK.min(n_tiles - start);
+                    // SAFETY: the weights are those of the block; the tiles were transformed above; the sums have room for a chunk;
+                    // every pixel that is written lies inside the rows.
+                    unsafe {
+                        let input = transformed.add(start * POSITIONS * n_words);
+                        (steps.multiply)(tile.weights, self.n_pairs, (input, n_words), n, sums);
+                        for idx in 0..n {
+                            let row = y + SIDE * ((start + idx) / tiles_in_row);
+                            let column = SIDE * ((start + idx) % tiles_in_row);
+                            let size = (SIDE.min(n_rows - row), SIDE.min(width - column));
+                            tile.out_offsets[0] = row * strides.0 + (conv.output.halo.left + column) * strides.1 + block.first;
+                            (steps.finish)(&mut tile, sums.add(idx * POSITIONS * lanes), size, strides);
                         }
                     }
                 }
+                lane += lanes;
             }
-            lane += 8 * block.registers;
         }
     }
 }
 
-/// Makes `buffer` at least `len` long.
-fn grow(buffer: &mut Vec<__m256i>, len: usize, zero: __m256i) {
-    if buffer.len() < len {
-        buffer.resize(len, zero);
-    }
+/// Whether `2^6` times `accumulator - bias` fits into 32 bits whatever the input.
+fn are_small(spec: &ConvSpec) -> bool {
+    let per_channel = spec.in_per_group() * spec.window.n_taps();
+    let reach = |weights: &[i8], of: fn(i64) -> i64| 255 * weights.iter().map(|&w| of(i64::from(w))).sum::<i64>();
+    let fits = |weights: &[i8]| reach(weights, |w| w.max(0)).max(reach(weights, |w| (-w).max(0))) < 1 << 25;
+    spec.weights.chunks_exact(per_channel).all(fits)
 }
 
-/// Transforms the input under output rows `y` and `y + 1`: `[tile][position][16 channels]`.
+/// Transforms the input under four output rows from `y` on: `[tile][position][channel]`.
 ///
 /// # Safety
-/// As [`rows_of`]; `to` has room for the tiles of two rows.
+/// As [`Winograd::rows_with`]; `to` has room for a row of tiles.
 #[target_feature(enable = "avx2")]
-unsafe fn transform_rows(conv: &PackedConv, input: *const u8, y: usize, to: *mut __m256i) {
-    let (layout, n_groups) = (&conv.input, conv.input.pixel_stride / 16);
+unsafe fn transform_rows(conv: &PackedConv, input: *const u8, y: usize, to: *mut i16) {
+    let (layout, n_words) = (&conv.input, conv.input.pixel_stride);
     let origin = layout.offset(0, 0) - conv.lead;
     // Rows and columns that only pixels beyond the output would need are read from the last one that is there.
     let (last_row, last_column) = (conv.output.shape.h + 1, conv.output.shape.w + 1);
-    let rows = [0, 1, 2, 3].map(|dy| origin + (y + dy).min(last_row) * layout.row_stride());
-    for group in 0..n_groups {
-        // A column of four rows, transformed.
+    let rows = [0, 1, 2, 3, 4, 5].map(|dy| origin + (y + dy).min(last_row) * layout.row_stride());
+    for group in (0..n_words).step_by(16) {
+        // A column of six rows, transformed.
         let column = |x: usize| {
-            let at = x.min(last_column) * layout.pixel_stride + 16 * group;
+            let at = x.min(last_column) * layout.pixel_stride + group;
             // SAFETY: 16 channels of a pixel of the input or its halo.
             let value = |row: usize| unsafe { _mm256_cvtepu8_epi16(_mm_loadu_si128(input.add(row + at).cast())) };
             transform(rows.map(value))
         };
         let (mut a, mut b) = (column(0), column(1));
-        for tile in 0..conv.output.shape.w.div_ceil(2) {
-            let (c, d) = (column(2 * tile + 2), column(2 * tile + 3));
-            for row in 0..4 {
-                for (col, value) in transform([a[row], b[row], c[row], d[row]]).into_iter().enumerate() {
+        for x in (0..conv.output.shape.w).step_by(SIDE) {
+            let (c, d, e, f) = (column(x + 2), column(x + 3), column(x + 4), column(x + 5));
+            for row in 0..6 {
+                let values = transform([a[row], b[row], c[row], d[row], e[row], f[row]]);
+                for (col, value) in values.into_iter().enumerate() {
+                    let at = (x / SIDE * POSITIONS + 6 * row + col) * n_words + group;
                     // SAFETY: the caller vouches for the room.
-                    unsafe { to.add((tile * 16 + 4 * row + col) * n_groups + group).write(value) };
+                    unsafe { _mm256_storeu_si256(to.add(at).cast(), value) };
                 }
             }
-            (a, b) = (c, d);
+            (a, b) = (e, f);
         }
     }
 }
 
-/// `B^T d` of four values.
+/// `B^T d` of six values:
+///
+/// ```text
+/// 4  0 -5  0  1  0
+/// 0 -4 -4  1  1  0
+/// 0  4 -4 -1  1  0
+/// 0 -2 -1  2  1  0
+/// 0  2 -1 -2  1  0
+/// 0  4  0 -5  0  1
+/// ```
 #[inline]
 #[target_feature(enable = "avx2")]
-fn transform([a, b, c, d]: [__m256i; 4]) -> [__m256i; 4] {
-    [_mm256_sub_epi16(a, c), _mm256_add_epi16(b, c), _mm256_sub_epi16(c, b), _mm256_sub_epi16(b, d)]
+fn transform([a, b, c, d, e, f]: [__m256i; 6]) -> [__m256i; 6] {
+    let (ec, db) = (_mm256_sub_epi16(e, c), _mm256_sub_epi16(d, b));
+    let db2 = _mm256_add_epi16(db, db);
+    let ec4 = _mm256_sub_epi16(e, _mm256_slli_epi16::<2>(c));
+    let db4 = _mm256_sub_epi16(d, _mm256_slli_epi16::<2>(b));
+    [
+        _mm256_add_epi16(_mm256_slli_epi16::<2>(_mm256_sub_epi16(a, c)), ec),
+        _mm256_add_epi16(ec4, db4),
+        _mm256_sub_epi16(ec4, db4),
+        _mm256_add_epi16(ec, db2),
+        _mm256_sub_epi16(ec, db2),
+        _mm256_sub_epi16(_mm256_sub_epi16(f, d), _mm256_add_epi16(db2, db2)),
+    ]
 }
 
-/// [`multiply`] for one number of registers.
-type MultiplyFn = unsafe fn(*const i8, usize, (*const __m256i, usize), usize, *mut __m256i);
+const SCHEME: Scheme = Scheme { lanes: 8, max_registers: 4, pack_lanes: 4, halves: false, products: Products::Transformed };
 
-/// Sums over the channels of `n` tiles at all 16 positions: `[tile][position][register]`. `input` comes with its groups of 16 channels.
-///
+/// [`Winograd`] with AVX2 alone.
+#[derive(Debug)]
+pub(super) struct Conv(Winograd);
+
+impl Conv {
+    pub(super) fn new(spec: &ConvSpec, input: Layout, output: Layout, cache: &mut PackCache) -> Option<Self> {
+        Winograd::new(spec, input, output, SCHEME, 300, cache).map(Self)
+    }
+}
+
+impl RowKernel for Conv {
+    fn rows(&self, inputs: &[&[u8]], first: usize, out: &mut [u8]) {
+        let steps = |registers: usize| match registers {
+            1 => Steps { multiply: multiply::<1>, finish: finish::<1> },
+            2 => Steps { multiply: multiply::<2>, finish: finish::<2> },
+            3 => Steps { multiply: multiply::<3>, finish: finish::<3> },
+            _ => Steps { multiply: multiply::<4>, finish: finish::<4> },
+        };
+        // SAFETY: `Kernels` vouches for the CPU.
+        unsafe { self.0.rows(steps, inputs, first, out) };
+    }
+
+    fn label(&self) -> String {
+        format!("avx2 4x4x{}", self.0.width())
+    }
+}
+
 /// # Safety
-/// The CPU has AVX2; the weights are those of a block of `N` registers and `n_pairs` pairs of channels; input and sums hold `n` tiles.
+/// As [`MultiplyFn`].
 #[target_feature(enable = "avx2")]
 unsafe fn multiply<const N: usize>(
     weights: *const i8,
     n_pairs: usize,
-    (input, n_groups): (*const __m256i, usize),
+    (input, n_words): (*const i16, usize),
     n: usize,
-    sums: *mut __m256i,
+    sums: *mut i32,
 ) {
     // SAFETY: the caller vouches for all of it.
     unsafe {
-        for position in 0..16 {
+        for position in 0..POSITIONS {
             let weights = weights.add(position * n_pairs * 32 * N);
-            let at = |tile: usize| (input.add((tile * 16 + position) * n_groups).cast(), sums.add((tile * 16 + position) * N));
+            let at = |tile: usize| {
+                let at = tile * POSITIONS + position;
+                (input.add(at * n_words).cast(), sums.add(at * 8 * N))
+            };
             let mut tile = 0;
             while tile + 2 <= n {
                 multiply_tiles::<2, N>(weights, n_pairs, [at(tile), at(tile + 1)]);
@@ -233,14 +333,10 @@ unsafe fn multiply<const N: usize>(
 }
 
 /// # Safety
-/// As [`multiply`], for one position of `P` tiles.
+/// As [`MultiplyFn`], for one position of `P` tiles.
 #[inline]
 #[target_feature(enable = "avx2")]
-unsafe fn multiply_tiles<const P: usize, const N: usize>(
-    weights: *const i8,
-    n_pairs: usize,
-    tiles: [(*const i32, *mut __m256i); P],
-) {
+unsafe fn multiply_tiles<const P: usize, const N: usize>(weights: *const i8, n_pairs: usize, tiles: [(*const i32, *mut i32); P]) {
     // SAFETY: the caller vouches for all of it.
     unsafe {
         let mut acc = [[_mm256_setzero_si256(); N]; P];
@@ -260,41 +356,79 @@ unsafe fn multiply_tiles<const P: usize, const N: usize>(
         }
         for p in 0..P {
             for n in 0..N {
-                tiles[p].1.add(n).write(acc[p][n]);
+                _mm256_store_si256(tiles[p].1.add(8 * n).cast(), acc[p][n]);
             }
         }
     }
 }
 
-/// [`finish`] for one number of registers.
-type FinishFn = unsafe fn(&Tile<'_>, *const __m256i, usize, bool);
-
-/// Row `row` of a tile of 2 x 2 pixels from its sums: `A^T m A / 4 + bias`, requantised. `both`: the second pixel is there.
+/// `A^T m` of six sums, each row without the power of two that its values have in common:
 ///
-/// # Safety
-/// The CPU has AVX2; the sums are those of a tile and a block of `N` registers; the pixels can be written.
+/// ```text
+/// 1 4  4 1  1 0
+/// 0 2 -2 1 -1 0   x 2
+/// 0 1  1 1  1 0   x 4
+/// 0 1 -1 2 -2 1   x 4
+/// ```
+#[inline]
 #[target_feature(enable = "avx2")]
-unsafe fn finish<const N: usize>(tile: &Tile<'_>, sums: *const __m256i, row: usize, both: bool) {
+fn gather([a, b, c, d, e, f]: [__m256i; 6]) -> [__m256i; 4] {
+    let (b, c) = (_mm256_add_epi32(b, c), _mm256_sub_epi32(b, c));
+    let (d, e) = (_mm256_add_epi32(d, e), _mm256_sub_epi32(d, e));
+    [
+        _mm256_add_epi32(_mm256_add_epi32(a, d), _mm256_slli_epi32::<2>(b)),
+        _mm256_add_epi32(_mm256_add_epi32(c, c), e),
+        _mm256_add_epi32(b, d),
+        _mm256_add_epi32(_mm256_add_epi32(c, f), _mm256_add_epi32(e, e)),
+    ]
+}
+
+/// # Safety
+/// As [`FinishFn`].
+#[target_feature(enable = "avx2")]
+pub(in crate::kernels::x86_64) unsafe fn finish<const N: usize>(
+    tile: &mut Tile<'_>,
+    sums: *const i32,
+    (rows, columns): (usize, usize),
+    (row_stride, pixel_stride): (usize, usize),
+) {
+    let shifts = [3, 2, 1, 1];
+    let ninth = _mm256_set1_epi32(0x38E3_8E39);
     // SAFETY: the caller vouches for all of it.
     unsafe {
-        let mut acc = [[_mm256_setzero_si256(); N]; 2];
+        let mut gathered = [[[_mm256_setzero_si256(); 6]; SIDE]; N];
         for n in 0..N {
-            let m = |y: usize, x: usize| sums.add((4 * y + x) * N + n).read();
-            // A row of `A^T`: 1 1 1 0 or 0 1 -1 -1.
-            let combine = |a: __m256i, b: __m256i, c: __m256i, d: __m256i, row: usize| {
-                if row == 0 { _mm256_add_epi32(_mm256_add_epi32(a, b), c) } else { _mm256_sub_epi32(_mm256_sub_epi32(b, c), d) }
-            };
-            let column = |x: usize| combine(m(0, x), m(1, x), m(2, x), m(3, x), row);
-            let (a, b, c, d) = (column(0), column(1), column(2), column(3));
-            let bias = _mm256_loadu_si256(tile.bias.add(8 * n).cast());
-            for x in 0..2 {
-                acc[x][n] = _mm256_add_epi32(_mm256_srai_epi32::<2>(combine(a, b, c, d, x)), bias);
+            for x in 0..6 {
+                let sum = |y: usize| _mm256_load_si256(sums.add(((6 * y + x) * N + n) * 8).cast());
+                let column = gather([sum(0), sum(1), sum(2), sum(3), sum(4), sum(5)]);
+                for y in 0..SIDE {
+                    gathered[n][y][x] = column[y];
+                }
             }
         }
-        if both {
-            store_tile(tile, &acc);
-        } else {
-            store_tile(tile, &[acc[0]]);
+        let first = tile.out_offsets[0];
+        for y in 0..rows {
+            let mut acc = [[_mm256_setzero_si256(); N]; SIDE];
+            for n in 0..N {
+                let bias = _mm256_loadu_si256(tile.bias.add(8 * n).cast());
+                for (x, sum) in gather(gathered[n][y]).into_iter().enumerate() {
+                    let shift = _mm256_set1_epi32(shifts[y] + shifts[x]);
+                    let product = _mm256_srav_epi32(_mm256_mullo_epi32(sum, ninth), shift);
+                    acc[x][n] = _mm256_add_epi32(product, bias);
+                }
+            }
+            for x in 0..SIDE {
+                tile.out_offsets[x] = first + y * row_stride + x * pixel_stride;
+            }
+            if columns == SIDE {
+                store_tile(tile, &acc);
+            } else {
+                for x in 0..columns {
+                    tile.out_offsets[0] = first + y * row_stride + x * pixel_stride;
+                    store_tile(tile, &[acc[x]]);
+                }
+            }
         }
+        tile.out_offsets[0] = first;
     }
 }

@@ -10,7 +10,7 @@ pub(super) mod depthwise;
 mod edges;
 mod maxpool;
 pub(super) mod requantize;
-mod winograd;
+pub(super) mod winograd;
 
 pub(in crate::kernels) use edges::{dequantize_planes, quantize_rgb_planes, spread_rgb_row};
 

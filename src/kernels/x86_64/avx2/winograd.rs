@@ -19,9 +19,11 @@ use crate::kernels::tiles::{MAX_PIXELS, Tile};
 use crate::kernels::{ConvSpec, Layout, RowKernel, Shape};
 use std::arch::x86_64::*;
 use std::cell::RefCell;
+use std::mem::MaybeUninit;
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 /// Side of a tile of the output.
-const SIDE: usize = 4;
+pub(in crate::kernels::x86_64) const SIDE: usize = 4;
 
 /// Positions of a transformed tile.
 pub(in crate::kernels::x86_64) const POSITIONS: usize = 36;
@@ -48,16 +50,19 @@ struct Buffers {
     sums: Vec<Line>,
 }
 
+/// Bytes that the largest kernel of the process needs of each buffer: a thread that allocates, allocates once.
+static NEEDED: [AtomicUsize; 2] = [AtomicUsize::new(0), AtomicUsize::new(0)];
+
 thread_local! {
-    /// Kept, so that a row allocates nothing once they have grown.
+    /// Kept, so that a thread's first row allocates and no other.
     static BUFFERS: RefCell<Buffers> = const { RefCell::new(Buffers { input: Vec::new(), sums: Vec::new() }) };
 }
 
-/// Makes `buffer` at least so many bytes long.
-fn grow(buffer: &mut Vec<Line>, n_bytes: usize) -> *mut u8 {
-    let n_lines = n_bytes.div_ceil(64);
-    if buffer.len() < n_lines {
-        buffer.resize(n_lines, Line([0; 64]));
+/// Makes `buffer` at least so many bytes long, and as long as any kernel needs it if it has to grow.
+fn grow(buffer: &mut Vec<Line>, n_bytes: usize, needed: &AtomicUsize) -> *mut u8 {
+    if buffer.len() * 64 < n_bytes {
+        // The sizes order nothing else.
+        buffer.resize(n_bytes.max(needed.load(Ordering::Relaxed)).div_ceil(64), Line([0; 64]));
     }
     buffer.as_mut_ptr().cast()
 }
@@ -113,7 +118,23 @@ impl Winograd {
         let is_filled = 100 * h.next_multiple_of(SIDE) * w.next_multiple_of(SIDE) <= max_percent * h * w;
         let suits = is_plain && has_channels && is_filled && input.pixel_stride.is_multiple_of(16) && are_small(spec);
         let conv = suits.then(|| PackedConv::new(spec, input, output, scheme, cache))??;
-        Some(Self { conv, n_pairs: 2 * spec.in_per_group().div_ceil(4) })
+        let kernel = Self { conv, n_pairs: 2 * spec.in_per_group().div_ceil(4) };
+        for (needed, n_bytes) in NEEDED.iter().zip(kernel.buffer_bytes()) {
+            needed.fetch_max(n_bytes, Ordering::Relaxed);
+        }
+        Some(kernel)
+    }
+
+    /// Tiles in a row, and rows of tiles whose input is transformed at a time.
+    const fn tiles(&self) -> (usize, usize) {
+        let in_row = self.conv.output.shape.w.div_ceil(SIDE);
+        (in_row, MIN_TILES.div_ceil(in_row))
+    }
+
+    /// Bytes of both buffers.
+    fn buffer_bytes(&self) -> [usize; 2] {
+        let (in_row, rows) = self.tiles();
+        [2 * rows * in_row * POSITIONS * self.conv.input.pixel_stride, 4 * CHUNK * POSITIONS * self.width()]
     }
 
     /// Channels of the widest block.
@@ -151,11 +172,11 @@ impl Winograd {
         let conv = &self.conv;
         let (width, n_words) = (conv.output.shape.w, conv.input.pixel_stride);
         let strides = (conv.output.row_stride(), conv.output.pixel_stride);
-        let tiles_in_row = width.div_ceil(SIDE);
-        let rows_at_a_time = MIN_TILES.div_ceil(tiles_in_row);
+        let (tiles_in_row, rows_at_a_time) = self.tiles();
         let words_of_row = tiles_in_row * POSITIONS * n_words;
-        let transformed: *mut i16 = grow(&mut buffers.input, 2 * rows_at_a_time * words_of_row).cast();
-        let sums: *mut i32 = grow(&mut buffers.sums, 4 * CHUNK * POSITIONS * self.width()).cast();
+        let [input_bytes, sums_bytes] = self.buffer_bytes();
+        let transformed: *mut i16 = grow(&mut buffers.input, input_bytes, &NEEDED[0]).cast();
+        let sums: *mut i32 = grow(&mut buffers.sums, sums_bytes, &NEEDED[1]).cast();
         for y in (0..n_rows).step_by(SIDE * rows_at_a_time) {
             let tile_rows = (n_rows - y).div_ceil(SIDE).min(rows_at_a_time);
             for row in 0..tile_rows {
@@ -396,13 +417,13 @@ pub(in crate::kernels::x86_64) unsafe fn finish<const N: usize>(
     let ninth = _mm256_set1_epi32(0x38E3_8E39);
     // SAFETY: the caller vouches for all of it.
     unsafe {
-        let mut gathered = [[[_mm256_setzero_si256(); 6]; SIDE]; N];
+        let mut gathered = [[[MaybeUninit::<__m256i>::uninit(); 6]; SIDE]; N];
         for n in 0..N {
             for x in 0..6 {
                 let sum = |y: usize| _mm256_load_si256(sums.add(((6 * y + x) * N + n) * 8).cast());
                 let column = gather([sum(0), sum(1), sum(2), sum(3), sum(4), sum(5)]);
                 for y in 0..SIDE {
-                    gathered[n][y][x] = column[y];
+                    gathered[n][y][x].write(column[y]);
                 }
             }
         }
@@ -411,7 +432,8 @@ pub(in crate::kernels::x86_64) unsafe fn finish<const N: usize>(
             let mut acc = [[_mm256_setzero_si256(); N]; SIDE];
             for n in 0..N {
                 let bias = _mm256_loadu_si256(tile.bias.add(8 * n).cast());
-                for (x, sum) in gather(gathered[n][y]).into_iter().enumerate() {
+                let row = gathered[n][y].map(|sum| sum.assume_init());
+                for (x, sum) in gather(row).into_iter().enumerate() {
                     let shift = _mm256_set1_epi32(shifts[y] + shifts[x]);
                     let product = _mm256_srav_epi32(_mm256_mullo_epi32(sum, ninth), shift);
                     acc[x][n] = _mm256_add_epi32(product, bias);

@@ -135,7 +135,7 @@ unsafe fn tile<const P: usize, const N: usize, const H: bool>(tile: &Tile<'_>) {
 /// As [`TileFn`].
 #[inline]
 #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512vnni")]
-unsafe fn store<const P: usize, const N: usize, const H: bool, const PLAIN: bool>(
+pub(super) unsafe fn store<const P: usize, const N: usize, const H: bool, const PLAIN: bool>(
     tile: &Tile<'_>,
     acc: &[[__m512i; N]; P],
     half: &[__m256i; P],

@@ -10,6 +10,7 @@ mod depthwise;
 mod edges;
 mod maxpool;
 mod requantize;
+mod winograd;
 
 pub(in crate::kernels) use edges::{dequantize_planes, quantize_rgb_planes, spread_rgb_row};
 
@@ -38,7 +39,9 @@ pub(in crate::kernels) fn prepare(
     let input = inputs[0];
     match op {
         OpSpec::Conv(spec) if spec.is_depthwise() => boxed(depthwise::Depthwise::new(spec, input, output)),
-        OpSpec::Conv(spec) => boxed(conv::Conv::new(spec, input, output, cache)),
+        OpSpec::Conv(spec) => {
+            boxed(winograd::Conv::new(spec, input, output, cache)).or_else(|| boxed(conv::Conv::new(spec, input, output, cache)))
+        }
         OpSpec::MaxPool(window) => boxed(maxpool::MaxPool::new(*window, input, output)),
         OpSpec::Add { terms, zero_point, lo, hi } => {
             boxed(add::Add::new([input, inputs[1]], output, *terms, (*zero_point, *lo, *hi)))

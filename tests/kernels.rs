@@ -282,6 +282,18 @@ fn convolutions_near_the_limit_of_their_accumulators() {
     }
 }
 
+/// -128 is not what quantisers write, but it is a weight, and twice its product with -128 does not fit 16 bits.
+#[test]
+fn convolutions_with_the_lowest_weight() {
+    let k3 = window((3, 3), (1, 1), (1, 1), [1; 4]);
+    for (groups, channels, seed) in [(1, 20, 1), (20, 20, 2), (1, 20, 3)] {
+        let mut layer = layer(shape(4, 6, channels), k3, (groups, channels), seed, true);
+        let lowest = |w: i8| if w < 0 || seed < 3 { i8::MIN } else { 127 };
+        layer.spec.weights = layer.spec.weights.iter().map(|&w| lowest(w)).collect();
+        conv_agrees(&layer);
+    }
+}
+
 /// Sizes first, then all the rest from a seed.
 fn layers(depthwise: bool) -> impl Strategy<Value = Layer> {
     let channels = prop_oneof![3 => 1_usize..24, 1 => 24_usize..140];

@@ -1,5 +1,7 @@
 //! Where a network begins and ends: pictures and real values in, dense or real values out.
 
+#[cfg(target_arch = "aarch64")]
+use super::aarch64::neon;
 #[cfg(target_arch = "x86_64")]
 use super::x86_64::{avx2, avx512vnni};
 use super::{Isa, Kernels, Layout, Table};
@@ -30,6 +32,12 @@ impl Isa {
                 quantize_rgb_planes: avx512vnni::quantize_rgb_planes,
                 spread_rgb_row: avx512vnni::spread_rgb_row,
                 dequantize_planes: avx512vnni::dequantize_planes,
+            }),
+            #[cfg(target_arch = "aarch64")]
+            Self::Neon | Self::Dotprod | Self::I8mm => Some(Edges {
+                quantize_rgb_planes: neon::quantize_rgb_planes,
+                spread_rgb_row: neon::spread_rgb_row,
+                dequantize_planes: neon::dequantize_planes,
             }),
             _ => None,
         }

@@ -6,6 +6,8 @@
 //! `<in>_<weights>_<op>`: `qu8` is a `u8` activation with one scale and zero point for the tensor, `qc8w` an `i8` weight
 //! with one scale for each output channel. `docs/kernels.md` says how to add one.
 
+#[cfg(target_arch = "aarch64")]
+mod aarch64;
 pub mod edges;
 mod layout;
 mod op;
@@ -16,7 +18,7 @@ mod pool;
 mod region;
 pub mod scalar;
 mod then;
-#[cfg_attr(target_arch = "x86_64", expect(unsafe_code, reason = "calls vector kernels: see the safety comments"))]
+#[expect(unsafe_code, reason = "calls vector kernels: see the safety comments")]
 mod tiles;
 #[cfg(target_arch = "x86_64")]
 mod x86_64;
@@ -41,11 +43,17 @@ pub enum Isa {
     AvxVnni,
     /// x86-64 with AVX-512 and its byte dot product (F, BW, VL, DQ, VNNI).
     Avx512Vnni,
+    /// Arm with Advanced SIMD: every 64-bit Arm.
+    Neon,
+    /// Arm with the byte dot product (`FEAT_DotProd`).
+    Dotprod,
+    /// Arm with the byte dot product and the byte matrix product (`FEAT_I8MM`).
+    I8mm,
 }
 
 impl Isa {
     /// All that this build knows, the best last.
-    pub const ALL: &[Self] = &[Self::Scalar, Self::Avx2, Self::AvxVnni, Self::Avx512Vnni];
+    pub const ALL: &[Self] = &[Self::Scalar, Self::Avx2, Self::AvxVnni, Self::Avx512Vnni, Self::Neon, Self::Dotprod, Self::I8mm];
 
     /// Those in this build that this CPU has, the best last.
     #[must_use]
@@ -62,7 +70,12 @@ impl Isa {
             Self::AvxVnni => x86_64::avxvnni::is_available(),
             #[cfg(target_arch = "x86_64")]
             Self::Avx512Vnni => x86_64::avx512vnni::is_available(),
-            #[cfg(not(target_arch = "x86_64"))]
+            #[cfg(target_arch = "aarch64")]
+            Self::Neon => aarch64::neon::is_available(),
+            #[cfg(target_arch = "aarch64")]
+            Self::Dotprod => aarch64::dotprod::is_available(),
+            #[cfg(target_arch = "aarch64")]
+            Self::I8mm => aarch64::i8mm::is_available(),
             _ => false,
         }
     }
@@ -76,6 +89,12 @@ impl Isa {
             Self::AvxVnni => x86_64::avxvnni::prepare(op, inputs, output, cache),
             #[cfg(target_arch = "x86_64")]
             Self::Avx512Vnni => x86_64::avx512vnni::prepare(op, inputs, output, cache),
+            #[cfg(target_arch = "aarch64")]
+            Self::Neon => aarch64::neon::prepare(op, inputs, output, cache),
+            #[cfg(target_arch = "aarch64")]
+            Self::Dotprod => aarch64::dotprod::prepare(op, inputs, output, cache),
+            #[cfg(target_arch = "aarch64")]
+            Self::I8mm => aarch64::i8mm::prepare(op, inputs, output, cache),
             _ => {
                 let _ = (op, inputs, output, cache);
                 None
@@ -91,6 +110,9 @@ impl Isa {
             Self::Avx2 => "avx2",
             Self::AvxVnni => "avxvnni",
             Self::Avx512Vnni => "avx512vnni",
+            Self::Neon => "neon",
+            Self::Dotprod => "dotprod",
+            Self::I8mm => "i8mm",
         }
     }
 }

@@ -65,9 +65,15 @@ impl ConvSpec {
     /// Bias of output channel `o` for a kernel that multiplies `x` instead of `x - zero point`: `bias - zp x sum of weights`.
     #[must_use]
     pub fn folded_bias(&self, o: usize) -> i32 {
+        self.folded_bias_from(0, o)
+    }
+
+    /// The same for a kernel that multiplies `x - origin`: `bias - (zp - origin) x sum of weights`.
+    #[must_use]
+    pub fn folded_bias_from(&self, origin: u8, o: usize) -> i32 {
         let per_channel = self.in_per_group() * self.window.n_taps();
         let sum: i32 = self.weights[o * per_channel..][..per_channel].iter().map(|&w| i32::from(w)).sum();
-        self.bias[o].wrapping_sub(sum.wrapping_mul(i32::from(self.input_zero_point)))
+        self.bias[o].wrapping_sub(sum.wrapping_mul(i32::from(self.input_zero_point) - i32::from(origin)))
     }
 }
 

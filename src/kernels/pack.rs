@@ -11,6 +11,9 @@
 //!
 //! [`Products::Transformed`] are the weights of Winograd's 3x3 convolution (Lavin and Gray 2016, arXiv 1509.09308) that makes
 //! 4 x 4 pixels with 36 products instead of 144: words `[position][pair of channels][register][lane][2]`.
+//!
+//! Where an instruction takes more bytes of a lane at once, `[8]` or `[16]` stands for `[4]`, and the last bytes of the taps that lie
+//! side by side in memory are filled up with 0.
 
 use super::{ConvSpec, Layout};
 use std::collections::HashMap;
@@ -39,6 +42,12 @@ impl AlignedBytes {
     pub(super) fn as_ptr(&self) -> *const i8 {
         self.0.as_ptr().cast()
     }
+
+    /// All of them, line by line; the last is filled up with 0.
+    #[cfg(target_arch = "aarch64")]
+    pub(super) fn lines(&self) -> impl Iterator<Item = &[i8; 64]> {
+        self.0.iter().map(|line| &line.0)
+    }
 }
 
 /// How an instruction set wants its weights.
@@ -57,6 +66,7 @@ pub(super) struct Scheme {
 }
 
 /// What one multiplication of an instruction set takes.
+#[allow(dead_code, reason = "no architecture has all of them")]
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub(super) enum Products {
     /// Four bytes for each lane: a dot product.
@@ -65,6 +75,31 @@ pub(super) enum Products {
     Pairs,
     /// Two words for each lane, of transformed weights.
     Transformed,
+    /// Four signed bytes for each lane: a dot product.
+    SignedQuads,
+    /// Eight bytes for each lane: a matrix product.
+    Octets,
+    /// Sixteen signed bytes for each lane, in two products of eight.
+    SignedSixteens,
+}
+
+impl Products {
+    /// What the kernel subtracts from activations before it multiplies: 128 where it takes them as signed bytes.
+    const fn origin(self) -> u8 {
+        match self {
+            Self::Quads | Self::Pairs | Self::Transformed | Self::Octets => 0,
+            Self::SignedQuads | Self::SignedSixteens => 128,
+        }
+    }
+
+    /// Quads that are packed side by side.
+    const fn depth(self) -> usize {
+        match self {
+            Self::Quads | Self::Pairs | Self::Transformed | Self::SignedQuads => 1,
+            Self::Octets => 2,
+            Self::SignedSixteens => 4,
+        }
+    }
 }
 
 impl Scheme {
@@ -118,7 +153,8 @@ pub(super) struct PackedWeights {
 }
 
 impl PackedWeights {
-    fn new(spec: &ConvSpec, scheme: Scheme) -> Self {
+    /// `taps_in_run` taps lie side by side in memory.
+    fn new(spec: &ConvSpec, scheme: Scheme, taps_in_run: usize) -> Self {
         let (out_channels, in_per_group, n_taps) = (spec.out_channels(), spec.in_per_group(), spec.window.n_taps());
         let out_per_group = out_channels / spec.groups;
         let (mut bytes, mut blocks, mut first) = (Vec::new(), Vec::new(), 0);
@@ -144,7 +180,16 @@ impl PackedWeights {
                 ((tap, quad), weights.collect::<Vec<[i8; 4]>>())
             });
             match scheme.products {
-                Products::Quads => bytes.extend(all.flat_map(|(_, weights)| weights.into_flattened())),
+                Products::Quads | Products::SignedQuads => bytes.extend(all.flat_map(|(_, weights)| weights.into_flattened())),
+                Products::Octets | Products::SignedSixteens => {
+                    let all: Vec<_> = all.map(|(_, weights)| weights).collect();
+                    let depth = scheme.products.depth();
+                    for side_by_side in all.chunks(quads.len() * taps_in_run).flat_map(|run| run.chunks(depth)) {
+                        for lane in 0..registers * scheme.lanes {
+                            bytes.extend((0..depth).flat_map(|i| side_by_side.get(i).map_or([0; 4], |quad| quad[lane])));
+                        }
+                    }
+                }
                 Products::Pairs => {
                     let used = all.filter(|(_, weights)| weights.iter().flatten().any(|&w| w != 0)).collect::<Vec<_>>();
                     let (small, large): (Vec<_>, Vec<_>) = used.into_iter().partition(|(_, weights)| pairs_fit(weights));
@@ -212,12 +257,14 @@ fn transformed(weights: &[Vec<[i8; 4]>], n_quads: usize) -> Vec<i8> {
 
 /// Weights that several convolutions share are packed once.
 #[derive(Debug, Default)]
-pub struct PackCache(HashMap<(usize, usize, Scheme), Arc<PackedWeights>>);
+pub struct PackCache(HashMap<(usize, usize, usize, Scheme), Arc<PackedWeights>>);
 
 impl PackCache {
-    pub(super) fn pack(&mut self, spec: &ConvSpec, scheme: Scheme) -> Arc<PackedWeights> {
-        let key = (spec.weights.as_ptr().addr(), spec.groups, scheme);
-        self.0.entry(key).or_insert_with(|| Arc::new(PackedWeights::new(spec, scheme))).clone()
+    pub(super) fn pack(&mut self, spec: &ConvSpec, scheme: Scheme, taps_in_run: usize) -> Arc<PackedWeights> {
+        // Single quads lie in the same order whatever the run.
+        let taps_in_run = if scheme.products.depth() == 1 { 1 } else { taps_in_run };
+        let key = (spec.weights.as_ptr().addr(), spec.groups, taps_in_run, scheme);
+        self.0.entry(key).or_insert_with(|| Arc::new(PackedWeights::new(spec, scheme, taps_in_run))).clone()
     }
 }
 
@@ -259,11 +306,11 @@ impl PackedConv {
         if !fits {
             return None;
         }
-        let weights = cache.pack(spec, scheme);
         let n_quads = input.shape.c.div_ceil(4);
-        let are_quads = scheme.products == Products::Quads;
+        let are_quads = scheme.products != Products::Pairs;
         let is_run = are_quads && spec.groups == 1 && window.dilation.1 == 1 && input.pixel_stride == 4 * n_quads;
         let taps_in_run = if is_run { window.kernel.1 } else { 1 };
+        let weights = cache.pack(spec, scheme, taps_in_run);
         let tap =
             |ky: usize, kx: usize| ky * window.dilation.0 * input.row_stride() + kx * window.dilation.1 * input.pixel_stride;
         let (mut taps, mut taps_of_block) = (Vec::new(), Vec::new());
@@ -290,7 +337,7 @@ impl PackedConv {
             taps,
             taps_of_block,
             taps_in_run,
-            bias: weights.by_lane(scheme, n, 0, |o| spec.folded_bias(o)),
+            bias: weights.by_lane(scheme, n, 0, |o| spec.folded_bias_from(scheme.products.origin(), o)),
             multipliers: weights.by_lane(scheme, n, 0.0, |o| spec.requant.multipliers[o]),
             weights,
             zero_point: spec.requant.zero_point,

@@ -13,6 +13,7 @@ pub(super) const MAX_PIXELS: usize = 8;
 const PASS_BYTES: usize = 256 << 10;
 
 /// One tile. All offsets were checked against the buffers behind `input` and `out`.
+#[cfg_attr(target_arch = "aarch64", expect(dead_code, reason = "only x86-64 chooses by `n_bytes` and `is_plain`"))]
 #[derive(Debug)]
 pub(super) struct Tile<'a> {
     /// The input's buffer.

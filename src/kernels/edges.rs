@@ -9,10 +9,8 @@ use crate::quant::QuantParams;
 
 /// The loops of an instruction set.
 struct Edges {
-    /// Three planes to pixels of four bytes.
+    /// Three planes to pixels of three bytes.
     quantize_rgb_planes: fn(&[f32], QuantParams, &Layout, &mut [u8]),
-    /// RGB bytes to pixels of four bytes.
-    spread_rgb_row: fn(&[u8], &mut [u8]),
     /// Pixels of a multiple of 16 bytes to planes.
     dequantize_planes: fn(&[u8], QuantParams, &Layout, &mut [f32]),
 }
@@ -22,31 +20,26 @@ impl Isa {
     const fn edges(self) -> Option<Edges> {
         match self {
             #[cfg(target_arch = "x86_64")]
-            Self::Avx2 | Self::AvxVnni => Some(Edges {
-                quantize_rgb_planes: avx2::quantize_rgb_planes,
-                spread_rgb_row: avx2::spread_rgb_row,
-                dequantize_planes: avx2::dequantize_planes,
-            }),
+            Self::Avx2 | Self::AvxVnni => {
+                Some(Edges { quantize_rgb_planes: avx2::quantize_rgb_planes, dequantize_planes: avx2::dequantize_planes })
+            }
             #[cfg(target_arch = "x86_64")]
             Self::Avx512Vnni => Some(Edges {
                 quantize_rgb_planes: avx512vnni::quantize_rgb_planes,
-                spread_rgb_row: avx512vnni::spread_rgb_row,
                 dequantize_planes: avx512vnni::dequantize_planes,
             }),
             #[cfg(target_arch = "aarch64")]
-            Self::Neon | Self::Dotprod | Self::I8mm => Some(Edges {
-                quantize_rgb_planes: neon::quantize_rgb_planes,
-                spread_rgb_row: neon::spread_rgb_row,
-                dequantize_planes: neon::dequantize_planes,
-            }),
+            Self::Neon | Self::Dotprod | Self::I8mm => {
+                Some(Edges { quantize_rgb_planes: neon::quantize_rgb_planes, dequantize_planes: neon::dequantize_planes })
+            }
             _ => None,
         }
     }
 }
 
-/// Whether pixels are RGB in four bytes.
+/// Whether pixels are RGB without gaps.
 const fn is_rgb_picture(layout: &Layout) -> bool {
-    layout.shape.c == 3 && layout.pixel_stride == 4
+    layout.shape.c == 3 && layout.pixel_stride == 3
 }
 
 impl Kernels {
@@ -78,10 +71,9 @@ impl Kernels {
     pub fn spread_pixels(self, dense: &[u8], tables: Option<&[Table; 3]>, layout: &Layout, out: &mut [u8]) {
         assert!(dense.len() == layout.shape.len() && out.len() >= layout.len(), "bytes and pixels of one picture");
         let dense_rows = dense.chunks_exact(layout.shape.w * layout.shape.c);
-        let edges = if is_rgb_picture(layout) && tables.is_none() { self.isa.edges() } else { None };
         for (dense, row) in dense_rows.zip(out[layout.body()].chunks_exact_mut(layout.row_stride())) {
-            if let Some(edges) = &edges {
-                (edges.spread_rgb_row)(dense, &mut row[4 * layout.halo.left..][..4 * layout.shape.w]);
+            if tables.is_none() && layout.pixel_stride == layout.shape.c {
+                row[layout.halo.left * layout.pixel_stride..][..dense.len()].copy_from_slice(dense);
                 continue;
             }
             for (pixel, out) in dense.chunks_exact(layout.shape.c).zip(layout.pixels_mut(row)) {

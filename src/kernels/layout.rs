@@ -84,10 +84,10 @@ impl Layout {
         Self { shape, halo, pixel_stride: shape.c.next_multiple_of(16) }
     }
 
-    /// A picture: up to four channels take four bytes, so that a quad of a dot product is a pixel.
+    /// A picture: up to four channels lie without gaps, so that a row under a window is one run of bytes.
     #[must_use]
     pub const fn picture(shape: Shape, halo: Halo) -> Self {
-        let pixel_stride = if shape.c <= 4 { 4 } else { shape.c.next_multiple_of(16) };
+        let pixel_stride = if shape.c <= 4 { shape.c } else { shape.c.next_multiple_of(16) };
         Self { shape, halo, pixel_stride }
     }
 
@@ -97,10 +97,11 @@ impl Layout {
         (self.halo.left + self.shape.w + self.halo.right) * self.pixel_stride
     }
 
-    /// Bytes of the whole buffer.
+    /// Bytes of the whole buffer: its rows, and what kernels may read behind the last value, as they read four bytes at a time.
     #[must_use]
     pub const fn len(&self) -> usize {
-        (self.halo.top + self.shape.h + self.halo.bottom) * self.row_stride()
+        let slack = if self.pixel_stride.is_multiple_of(4) { 0 } else { 4 };
+        (self.halo.top + self.shape.h + self.halo.bottom) * self.row_stride() + slack
     }
 
     /// Whether there are none.

@@ -165,15 +165,18 @@ impl PackedWeights {
             let quads = read.start / 4..read.end.div_ceil(4);
             let (weights, order) = (bytes.len(), Vec::new());
             let mut block = Block { first, registers, has_half, quads: quads.clone(), weights, order, n_bytes: 0 };
-            let all = (0..n_taps).flat_map(|tap| quads.clone().map(move |quad| (tap, quad)));
+            // In a run of several taps, channels follow one another without a gap from tap to tap.
+            let run_quads = if taps_in_run > 1 { 0..(taps_in_run * in_per_group).div_ceil(4) } else { quads.clone() };
+            let n_run_quads = run_quads.len();
+            let all = (0..n_taps).step_by(taps_in_run).flat_map(|tap| run_quads.clone().map(move |quad| (tap, quad)));
             let all = all.map(|(tap, quad)| {
                 let lanes = (0..registers).flat_map(|r| (0..scheme.lanes).map(move |lane| (r, lane)));
                 let weights = lanes.map(|(r, lane)| {
                     let o = scheme.channel(&block, r, lane).map(|c| first + c).filter(|&o| o < out_channels);
                     [0, 1, 2, 3].map(|i| {
-                        let within =
-                            (4 * quad + i).checked_sub(o? / out_per_group * in_per_group).filter(|&i| i < in_per_group)?;
-                        Some(spec.weight(o?, within, tap))
+                        let at = (4 * quad + i).checked_sub(o? / out_per_group * in_per_group)?;
+                        let is_there = at < taps_in_run * in_per_group;
+                        is_there.then(|| spec.weight(o.unwrap_or_default(), at % in_per_group, tap + at / in_per_group))
                     })
                 });
                 let weights = weights.map(|quad| quad.map(Option::unwrap_or_default));
@@ -184,7 +187,7 @@ impl PackedWeights {
                 Products::Octets | Products::SignedSixteens => {
                     let all: Vec<_> = all.map(|(_, weights)| weights).collect();
                     let depth = scheme.products.depth();
-                    for side_by_side in all.chunks(quads.len() * taps_in_run).flat_map(|run| run.chunks(depth)) {
+                    for side_by_side in all.chunks(n_run_quads).flat_map(|run| run.chunks(depth)) {
                         for lane in 0..registers * scheme.lanes {
                             bytes.extend((0..depth).flat_map(|i| side_by_side.get(i).map_or([0; 4], |quad| quad[lane])));
                         }
@@ -261,8 +264,9 @@ pub struct PackCache(HashMap<(usize, usize, usize, Scheme), Arc<PackedWeights>>)
 
 impl PackCache {
     pub(super) fn pack(&mut self, spec: &ConvSpec, scheme: Scheme, taps_in_run: usize) -> Arc<PackedWeights> {
-        // Single quads lie in the same order whatever the run.
-        let taps_in_run = if scheme.products.depth() == 1 { 1 } else { taps_in_run };
+        // Single quads that do not straddle taps lie in the same order whatever the run.
+        let is_same = scheme.products.depth() == 1 && spec.in_per_group().is_multiple_of(4);
+        let taps_in_run = if is_same { 1 } else { taps_in_run };
         let key = (spec.weights.as_ptr().addr(), spec.groups, taps_in_run, scheme);
         self.0.entry(key).or_insert_with(|| Arc::new(PackedWeights::new(spec, scheme, taps_in_run))).clone()
     }
@@ -282,8 +286,8 @@ pub(super) struct PackedConv {
     pub taps: Vec<usize>,
     /// Which of these are a block's.
     pub taps_of_block: Vec<Range<usize>>,
-    /// Taps that lie side by side in memory count as one run of so many.
-    pub taps_in_run: usize,
+    /// Quads of a run, where taps lie side by side in memory; else a run is one tap with the quads of its block.
+    pub quads_in_run: Option<usize>,
     pub weights: Arc<PackedWeights>,
     pub bias: Vec<i32>,
     pub multipliers: Vec<f32>,
@@ -300,15 +304,12 @@ impl PackedConv {
     pub(super) fn new(spec: &ConvSpec, input: Layout, output: Layout, scheme: Scheme, cache: &mut PackCache) -> Option<Self> {
         let window = &spec.window;
         let need = window.halo(input.shape);
-        let fits = input.pixel_stride.is_multiple_of(4)
-            && output.pixel_stride >= output.shape.c.next_multiple_of(scheme.lanes)
-            && need.union(input.halo) == input.halo;
+        let fits = output.pixel_stride >= output.shape.c.next_multiple_of(scheme.lanes) && need.union(input.halo) == input.halo;
         if !fits {
             return None;
         }
-        let n_quads = input.shape.c.div_ceil(4);
         let are_quads = scheme.products != Products::Pairs;
-        let is_run = are_quads && spec.groups == 1 && window.dilation.1 == 1 && input.pixel_stride == 4 * n_quads;
+        let is_run = are_quads && spec.groups == 1 && window.dilation.1 == 1 && input.pixel_stride == input.shape.c;
         let taps_in_run = if is_run { window.kernel.1 } else { 1 };
         let weights = cache.pack(spec, scheme, taps_in_run);
         let tap =
@@ -336,7 +337,7 @@ impl PackedConv {
             lead: window.pads[0] * input.row_stride() + window.pads[1] * input.pixel_stride,
             taps,
             taps_of_block,
-            taps_in_run,
+            quads_in_run: is_run.then(|| (taps_in_run * input.shape.c).div_ceil(4)),
             bias: weights.by_lane(scheme, n, 0, |o| spec.folded_bias_from(scheme.products.origin(), o)),
             multipliers: weights.by_lane(scheme, n, 0.0, |o| spec.requant.multipliers[o]),
             weights,

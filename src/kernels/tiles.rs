@@ -75,7 +75,7 @@ pub(super) unsafe fn conv_rows(
                 input,
                 in_offsets: [0; MAX_PIXELS],
                 taps: &conv.taps[taps.clone()],
-                n_quads: block.quads.len() * conv.taps_in_run,
+                n_quads: conv.quads_in_run.unwrap_or(block.quads.len()),
                 n_bytes: block.n_bytes,
                 // SAFETY: the block's first weight and the lanes of the block are inside the packed weights and vectors.
                 weights: unsafe { conv.weights.bytes.as_ptr().add(block.weights) },

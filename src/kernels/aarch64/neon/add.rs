@@ -5,7 +5,7 @@ use crate::kernels::op::check_buffers;
 use crate::kernels::{AddTerm, Layout, RowKernel};
 use std::arch::aarch64::*;
 
-/// A sum; either side may have half the size.
+/// A sum; either side may have half the size. With one input, the first side is what lies in the output.
 #[derive(Debug)]
 pub(super) struct Add {
     inputs: [Layout; 2],
@@ -23,10 +23,11 @@ impl Add {
 
 impl RowKernel for Add {
     fn rows(&self, inputs: &[&[u8]], first: usize, out: &mut [u8]) {
-        check_buffers([(inputs[0], &self.inputs[0]), (inputs[1], &self.inputs[1])], first, out, &self.output);
+        check_buffers(inputs.iter().copied().zip(&self.inputs[2 - inputs.len()..]), first, out, &self.output);
+        let (a, b) = if let [a, b] = inputs { (Some(*a), *b) } else { (None, inputs[0]) };
         for (y, row) in (first..).zip(out.chunks_exact_mut(self.output.row_stride())) {
             // SAFETY: `Kernels` vouches for the CPU; the buffers were checked above.
-            unsafe { row_of(self, [inputs[0], inputs[1]], y, row) };
+            unsafe { row_of(self, a, b, y, row) };
         }
     }
 
@@ -66,18 +67,19 @@ impl Side {
 /// # Safety
 /// The CPU has the instruction set; inputs and `out` have the sizes of their layouts.
 #[target_feature(enable = "neon")]
-unsafe fn row_of(add: &Add, inputs: [&[u8]; 2], y: usize, out: &mut [u8]) {
+unsafe fn row_of(add: &Add, a: Option<&[u8]>, b: &[u8], y: usize, out: &mut [u8]) {
     let (stride, range) = (add.output.pixel_stride, Range::new(add.range));
     let sides = [Side::new(add.terms[0]), Side::new(add.terms[1])];
     let step = |idx: usize| if add.terms[idx].is_doubled { 2 } else { 1 };
     for x in 0..add.output.shape.w {
         let from = |idx: usize| add.inputs[idx].offset(y / step(idx), x / step(idx));
-        let (a, b, to) = (from(0), from(1), (add.output.halo.left + x) * stride);
+        let to = (add.output.halo.left + x) * stride;
         for first in (0..stride).step_by(16) {
             // SAFETY: 16 channels of a pixel inside each buffer, whose pixels take a multiple of 16 bytes.
             unsafe {
-                let a = sides[0].real(vld1q_u8(inputs[0].as_ptr().add(a + first)));
-                let b = sides[1].real(vld1q_u8(inputs[1].as_ptr().add(b + first)));
+                let a = a.map_or(out.as_ptr().add(to), |a| a.as_ptr().add(from(0)));
+                let a = sides[0].real(vld1q_u8(a.add(first)));
+                let b = sides[1].real(vld1q_u8(b.as_ptr().add(from(1) + first)));
                 let mut sums = [vdupq_n_s32(0); 4];
                 for i in 0..4 {
                     sums[i] = vcvtnq_s32_f32(vaddq_f32(a[i], b[i]));

@@ -1,22 +1,22 @@
-//! Real values to pixels and back, 4 pixels at a time; RGB bytes to pixels of four bytes, 8 at a time.
+//! Real values to pixels and back, 4 pixels at a time.
 
 use crate::kernels::Layout;
 use crate::quant::QuantParams;
 use std::arch::aarch64::*;
 
-/// As `Kernels::quantize_planes`, for three planes and pixels of four bytes.
+/// As `Kernels::quantize_planes`, for three planes and pixels of three bytes.
 pub(in crate::kernels) fn quantize_rgb_planes(planes: &[f32], params: QuantParams, layout: &Layout, out: &mut [u8]) {
     let (columns, cells) = (layout.shape.w, layout.shape.h * layout.shape.w);
-    assert!(planes.len() == 3 * cells && layout.pixel_stride == 4, "three planes, four bytes a pixel");
+    assert!(planes.len() == 3 * cells && layout.pixel_stride == 3, "three planes, three bytes a pixel");
     for (y, row) in out[layout.body()].chunks_exact_mut(layout.row_stride()).enumerate() {
         let plane = |c: usize| &planes[c * cells + y * columns..][..columns];
         let planes = [plane(0), plane(1), plane(2)];
-        let (pixels, _) = row[4 * layout.halo.left..][..4 * columns].as_chunks_mut::<16>();
+        let (pixels, _) = row[3 * layout.halo.left..][..3 * columns].as_chunks_mut::<12>();
         // SAFETY: only called through `Kernels`, which vouches for the CPU.
         unsafe { quantize_row(planes, params, pixels) };
         for x in 4 * pixels.len()..columns {
             for c in 0..3 {
-                row[4 * (layout.halo.left + x) + c] = params.quantize(planes[c][x]);
+                row[3 * (layout.halo.left + x) + c] = params.quantize(planes[c][x]);
             }
         }
     }
@@ -25,10 +25,12 @@ pub(in crate::kernels) fn quantize_rgb_planes(planes: &[f32], params: QuantParam
 /// # Safety
 /// The CPU has the instruction set.
 #[target_feature(enable = "neon")]
-unsafe fn quantize_row(planes: [&[f32]; 3], params: QuantParams, out: &mut [[u8; 16]]) {
+unsafe fn quantize_row(planes: [&[f32]; 3], params: QuantParams, out: &mut [[u8; 12]]) {
     let (scale, zero_point) = (vdupq_n_f32(params.scale), vdupq_n_s32(i32::from(params.zero_point)));
     let (lo, hi) = (f32::from(params.zero_point), 255.0 - f32::from(params.zero_point));
     let (lo, hi) = (vdupq_n_f32(-lo), vdupq_n_f32(hi));
+    // SAFETY: 16 bytes.
+    let three_of_four = unsafe { vld1q_u8([0_u8, 1, 2, 4, 5, 6, 8, 9, 10, 12, 13, 14, 15, 15, 15, 15].as_ptr()) };
     let [red, green, blue] = planes.map(|plane| plane.as_chunks::<4>().0);
     for (((red, green), blue), out) in red.iter().zip(green).zip(blue).zip(out) {
         let quantize = |plane: &[f32; 4]| {
@@ -40,24 +42,12 @@ unsafe fn quantize_row(planes: [&[f32]; 3], params: QuantParams, out: &mut [[u8;
         };
         let (red, green, blue) = (quantize(red), quantize(green), quantize(blue));
         let pixels = vorrq_u32(vorrq_u32(red, vshlq_n_u32::<8>(green)), vshlq_n_u32::<16>(blue));
+        // The fourth byte of every pixel goes.
+        let packed = vqtbl1q_u8(vreinterpretq_u8_u32(pixels), three_of_four);
+        let mut bytes = [0; 16];
         // SAFETY: 16 bytes.
-        unsafe { vst1q_u8(out.as_mut_ptr(), vreinterpretq_u8_u32(pixels)) };
-    }
-}
-
-/// RGB bytes to pixels of four bytes.
-pub(in crate::kernels) fn spread_rgb_row(rgb: &[u8], out: &mut [u8]) {
-    assert_eq!(rgb.len() / 3, out.len() / 4, "as many pixels");
-    let ((groups, rest), (pixels, rest_pixels)) = (rgb.as_chunks::<24>(), out.as_chunks_mut::<32>());
-    for (rgb, pixels) in groups.iter().zip(pixels) {
-        // SAFETY: 24 and 32 bytes; only called through `Kernels`, which vouches for the CPU.
-        unsafe {
-            let uint8x8x3_t(red, green, blue) = vld3_u8(rgb.as_ptr());
-            vst4_u8(pixels.as_mut_ptr(), uint8x8x4_t(red, green, blue, vdup_n_u8(0)));
-        }
-    }
-    for (rgb, pixel) in rest.chunks_exact(3).zip(rest_pixels.chunks_exact_mut(4)) {
-        pixel[..3].copy_from_slice(rgb);
+        unsafe { vst1q_u8(bytes.as_mut_ptr(), packed) };
+        out.copy_from_slice(&bytes[..12]);
     }
 }
 

@@ -11,7 +11,7 @@ mod edges;
 mod maxpool;
 pub(super) mod requantize;
 
-pub(in crate::kernels) use edges::{dequantize_planes, quantize_rgb_planes, spread_rgb_row};
+pub(in crate::kernels) use edges::{dequantize_planes, quantize_rgb_planes};
 
 use super::boxed;
 use crate::kernels::{Layout, OpSpec, PackCache, RowKernel};
@@ -36,6 +36,9 @@ pub(in crate::kernels) fn prepare(
         OpSpec::MaxPool(window) => boxed(maxpool::MaxPool::new(*window, input, output)),
         OpSpec::Add { terms, zero_point, lo, hi } => {
             boxed(add::Add::new([input, inputs[1]], output, *terms, (*zero_point, *lo, *hi)))
+        }
+        OpSpec::AddTo { terms, zero_point, lo, hi } => {
+            boxed(add::Add::new([output, input], output, *terms, (*zero_point, *lo, *hi)))
         }
         OpSpec::Interleave { first, tables } => {
             boxed(channels::Interleave::new([input, inputs[1]], output, *first, tables.clone()))

@@ -1,16 +1,16 @@
-//! Real values to pixels and back, 8 pixels at a time; RGB bytes to pixels of four bytes.
+//! Real values to pixels and back, 8 pixels at a time.
 
 use crate::kernels::Layout;
 use crate::quant::QuantParams;
 use std::arch::x86_64::*;
 
-/// As `Kernels::quantize_planes`, for three planes and pixels of four bytes.
+/// As `Kernels::quantize_planes`, for three planes and pixels of three bytes.
 pub(in crate::kernels) fn quantize_rgb_planes(planes: &[f32], params: QuantParams, layout: &Layout, out: &mut [u8]) {
     let (columns, cells) = (layout.shape.w, layout.shape.h * layout.shape.w);
-    assert!(planes.len() == 3 * cells && layout.pixel_stride == 4, "three planes, four bytes a pixel");
+    assert!(planes.len() == 3 * cells && layout.pixel_stride == 3, "three planes, three bytes a pixel");
     for (y, row) in out[layout.body()].chunks_exact_mut(layout.row_stride()).enumerate() {
         let plane = |c: usize| &planes[c * cells + y * columns..][..columns];
-        let row = &mut row[4 * layout.halo.left..][..4 * columns];
+        let row = &mut row[3 * layout.halo.left..][..3 * columns];
         // SAFETY: only called through `Kernels`, which vouches for the CPU.
         unsafe { quantize_row([plane(0), plane(1), plane(2)], params, row) };
     }
@@ -29,10 +29,12 @@ fn first_lanes(n: usize) -> __m256i {
 #[target_feature(enable = "avx2")]
 unsafe fn quantize_row(planes: [&[f32]; 3], params: QuantParams, out: &mut [u8]) {
     let columns = planes[0].len();
-    assert!(planes.iter().all(|plane| plane.len() == columns) && out.len() == 4 * columns, "one pixel for each column");
+    assert!(planes.iter().all(|plane| plane.len() == columns) && out.len() == 3 * columns, "one pixel for each column");
     let (scale, zero_point) = (_mm256_set1_ps(params.scale), _mm256_set1_epi32(i32::from(params.zero_point)));
     let (lo, hi) = (f32::from(params.zero_point), 255.0 - f32::from(params.zero_point));
     let (lo, hi) = (_mm256_set1_ps(-lo), _mm256_set1_ps(hi));
+    let three_of_four = _mm256_broadcastsi128_si256(_mm_setr_epi8(0, 1, 2, 4, 5, 6, 8, 9, 10, 12, 13, 14, -1, -1, -1, -1));
+    let groups = _mm256_setr_epi32(0, 1, 2, 4, 5, 6, 7, 7);
     for first in (0..columns).step_by(8) {
         let mask = first_lanes(columns - first);
         let mut pixels = _mm256_setzero_si256();
@@ -45,36 +47,13 @@ unsafe fn quantize_row(planes: [&[f32]; 3], params: QuantParams, out: &mut [u8])
             let shift = _mm_cvtsi32_si128(8 * i32::try_from(c).unwrap_or(0));
             pixels = _mm256_or_si256(pixels, _mm256_sll_epi32(q, shift));
         }
-        // SAFETY: the mask keeps the store within the row.
-        unsafe { _mm256_maskstore_epi32(out.as_mut_ptr().add(4 * first).cast(), mask, pixels) };
-    }
-}
-
-/// RGB bytes to pixels of four bytes.
-pub(in crate::kernels) fn spread_rgb_row(rgb: &[u8], out: &mut [u8]) {
-    assert_eq!(rgb.len() / 3, out.len() / 4, "as many pixels");
-    // SAFETY: only called through `Kernels`, which vouches for the CPU.
-    unsafe { spread_row(rgb, out) };
-}
-
-/// # Safety
-/// The CPU has AVX2.
-#[target_feature(enable = "avx2")]
-unsafe fn spread_row(rgb: &[u8], out: &mut [u8]) {
-    // 8 pixels are 24 bytes: each half gets 12 of them and spreads them to 16.
-    let halves = _mm256_setr_epi32(0, 1, 2, 0, 3, 4, 5, 0);
-    let spread = _mm256_broadcastsi128_si256(_mm_setr_epi8(0, 1, 2, -1, 3, 4, 5, -1, 6, 7, 8, -1, 9, 10, 11, -1));
-    let whole_words = first_lanes(6);
-    for (rgb, out) in rgb.chunks(24).zip(out.chunks_mut(32)) {
-        let mut bytes = [0; 24];
-        bytes[..rgb.len()].copy_from_slice(rgb);
-        let n_pixels = out.len() / 4;
-        // SAFETY: the masks keep the load within 24 bytes and the store within the chunk.
-        unsafe {
-            let bytes = _mm256_maskload_epi32(bytes.as_ptr().cast(), whole_words);
-            let pixels = _mm256_shuffle_epi8(_mm256_permutevar8x32_epi32(bytes, halves), spread);
-            _mm256_maskstore_epi32(out.as_mut_ptr().cast(), first_lanes(n_pixels), pixels);
-        }
+        // The fourth byte of every pixel goes: 12 bytes of each half, then 24 side by side.
+        let packed = _mm256_permutevar8x32_epi32(_mm256_shuffle_epi8(pixels, three_of_four), groups);
+        let mut bytes = [0; 32];
+        // SAFETY: 32 bytes.
+        unsafe { _mm256_storeu_si256(bytes.as_mut_ptr().cast(), packed) };
+        let n = 3 * (columns - first).min(8);
+        out[3 * first..][..n].copy_from_slice(&bytes[..n]);
     }
 }
 

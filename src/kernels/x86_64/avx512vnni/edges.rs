@@ -1,30 +1,32 @@
-//! Real values to pixels and back, 16 pixels at a time; RGB bytes to pixels of four bytes.
+//! Real values to pixels and back, 16 pixels at a time.
 
 use crate::kernels::Layout;
 use crate::quant::QuantParams;
 use std::arch::x86_64::*;
 
-/// As `Kernels::quantize_planes`, for three planes and pixels of four bytes.
+/// As `Kernels::quantize_planes`, for three planes and pixels of three bytes.
 pub(in crate::kernels) fn quantize_rgb_planes(planes: &[f32], params: QuantParams, layout: &Layout, out: &mut [u8]) {
     let (columns, cells) = (layout.shape.w, layout.shape.h * layout.shape.w);
-    assert!(planes.len() == 3 * cells && layout.pixel_stride == 4, "three planes, four bytes a pixel");
+    assert!(planes.len() == 3 * cells && layout.pixel_stride == 3, "three planes, three bytes a pixel");
     for (y, row) in out[layout.body()].chunks_exact_mut(layout.row_stride()).enumerate() {
         let plane = |c: usize| &planes[c * cells + y * columns..][..columns];
-        let row = &mut row[4 * layout.halo.left..][..4 * columns];
+        let row = &mut row[3 * layout.halo.left..][..3 * columns];
         // SAFETY: only called through `Kernels`, which vouches for the CPU.
         unsafe { quantize_row([plane(0), plane(1), plane(2)], params, row) };
     }
 }
 
 /// # Safety
-/// The CPU has AVX-512 F.
-#[target_feature(enable = "avx512f")]
+/// The CPU has AVX-512 F and BW.
+#[target_feature(enable = "avx512f,avx512bw")]
 unsafe fn quantize_row(planes: [&[f32]; 3], params: QuantParams, out: &mut [u8]) {
     let columns = planes[0].len();
-    assert!(planes.iter().all(|plane| plane.len() == columns) && out.len() == 4 * columns, "one pixel for each column");
+    assert!(planes.iter().all(|plane| plane.len() == columns) && out.len() == 3 * columns, "one pixel for each column");
     let (scale, zero_point) = (_mm512_set1_ps(params.scale), _mm512_set1_epi32(i32::from(params.zero_point)));
     let (lo, hi) = (f32::from(params.zero_point), 255.0 - f32::from(params.zero_point));
     let (lo, hi) = (_mm512_set1_ps(-lo), _mm512_set1_ps(hi));
+    let three_of_four = _mm512_broadcast_i32x4(_mm_setr_epi8(0, 1, 2, 4, 5, 6, 8, 9, 10, 12, 13, 14, -1, -1, -1, -1));
+    let groups = _mm512_setr_epi32(0, 1, 2, 4, 5, 6, 8, 9, 10, 12, 13, 14, 15, 15, 15, 15);
     for first in (0..columns).step_by(16) {
         let left = columns - first;
         let mask = if left >= 16 { u16::MAX } else { (1 << left) - 1 };
@@ -38,34 +40,11 @@ unsafe fn quantize_row(planes: [&[f32]; 3], params: QuantParams, out: &mut [u8])
             let shift = _mm_cvtsi32_si128(8 * i32::try_from(c).unwrap_or(0));
             pixels = _mm512_or_si512(pixels, _mm512_sll_epi32(q, shift));
         }
+        // The fourth byte of every pixel goes: 12 bytes of each 128-bit group, then 48 side by side.
+        let packed = _mm512_permutexvar_epi32(groups, _mm512_shuffle_epi8(pixels, three_of_four));
+        let bytes = if left >= 16 { (1_u64 << 48) - 1 } else { (1 << (3 * left)) - 1 };
         // SAFETY: the mask keeps the store within the row.
-        unsafe { _mm512_mask_storeu_epi32(out.as_mut_ptr().add(4 * first).cast(), mask, pixels) };
-    }
-}
-
-/// RGB bytes to pixels of four bytes.
-pub(in crate::kernels) fn spread_rgb_row(rgb: &[u8], out: &mut [u8]) {
-    assert_eq!(rgb.len() / 3, out.len() / 4, "as many pixels");
-    // SAFETY: only called through `Kernels`, which vouches for the CPU.
-    unsafe { spread_row(rgb, out) };
-}
-
-/// # Safety
-/// The CPU has AVX-512 F, BW and VL.
-#[target_feature(enable = "avx512f,avx512bw,avx512vl")]
-unsafe fn spread_row(rgb: &[u8], out: &mut [u8]) {
-    // 16 pixels are 48 bytes: each 128-bit group gets 12 of them and spreads them to 16.
-    let groups = _mm512_setr_epi32(0, 1, 2, 0, 3, 4, 5, 0, 6, 7, 8, 0, 9, 10, 11, 0);
-    let spread = _mm512_broadcast_i32x4(_mm_setr_epi8(0, 1, 2, -1, 3, 4, 5, -1, 6, 7, 8, -1, 9, 10, 11, -1));
-    for (rgb, out) in rgb.chunks(48).zip(out.chunks_mut(64)) {
-        let load = (1_u64 << rgb.len()) - 1;
-        let store = if out.len() == 64 { u64::MAX } else { (1 << out.len()) - 1 };
-        // SAFETY: the masks keep load and store within the two chunks.
-        unsafe {
-            let bytes = _mm512_maskz_loadu_epi8(load, rgb.as_ptr().cast());
-            let pixels = _mm512_shuffle_epi8(_mm512_permutexvar_epi32(groups, bytes), spread);
-            _mm512_mask_storeu_epi8(out.as_mut_ptr().cast(), store, pixels);
-        }
+        unsafe { _mm512_mask_storeu_epi8(out.as_mut_ptr().add(3 * first).cast(), bytes, packed) };
     }
 }
 

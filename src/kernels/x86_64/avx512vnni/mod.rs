@@ -12,7 +12,7 @@ mod maxpool;
 mod requantize;
 mod winograd;
 
-pub(in crate::kernels) use edges::{dequantize_planes, quantize_rgb_planes, spread_rgb_row};
+pub(in crate::kernels) use edges::{dequantize_planes, quantize_rgb_planes};
 
 use super::boxed;
 use crate::kernels::{Layout, OpSpec, PackCache, RowKernel};

@@ -2,7 +2,7 @@
 
 use super::onnx::GraphProto;
 use super::{Census, LoadError, OpCount, OutputInfo, RunError, value_dims};
-use crate::kernels::Shape;
+use crate::kernels::{Reals, Shape};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use tract_onnx::prelude::*;
 use tract_onnx::tract_core::ops::cnn::Conv;
@@ -17,7 +17,7 @@ pub(super) struct FloatPlan {
     /// Values of the last run in `[H, W, C]`.
     results: Vec<Vec<f32>>,
     /// Values of the last run of [`Self::run_planes`] in `[C, H, W]`.
-    planes: Vec<Vec<f32>>,
+    planes: Vec<Reals>,
     census: Census,
 }
 
@@ -89,7 +89,7 @@ impl FloatPlan {
     }
 
     /// Runs the network on real values `[C, H, W]` and gives the outputs as `[C, H, W]`.
-    pub(super) fn run_planes(&mut self, input: &[f32]) -> Result<&[Vec<f32>], RunError> {
+    pub(super) fn run_planes(&mut self, input: &[f32]) -> Result<&[Reals], RunError> {
         self.run(|values| values.copy_from_slice(input))?;
         let planes = self.results.iter().zip(&self.outputs).map(|(values, output)| {
             let channels = output.shape.c;

@@ -15,7 +15,7 @@ mod plan;
 
 pub use graph::LowerError;
 
-use crate::kernels::{Kernels, Shape, Table};
+use crate::kernels::{Kernels, Reals, Shape, Table};
 use crate::quant::QuantParams;
 use crate::retinanet::{HeadData, HeadOutputs, LevelHeads, Manifest};
 use float::FloatPlan;
@@ -225,7 +225,7 @@ impl Network {
     ///
     /// # Errors
     /// [`RunError`] if `input` is not as long as the input or the engine fails.
-    pub fn run_f32(&mut self, input: &[f32]) -> Result<&[Vec<f32>], RunError> {
+    pub fn run_f32(&mut self, input: &[f32]) -> Result<&[Reals], RunError> {
         let shape = self.input_shape();
         if input.len() != shape.len() {
             let Shape { h, w, c } = shape;

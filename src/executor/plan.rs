@@ -5,7 +5,7 @@ use super::fuse::fuse;
 use super::graph::IntGraph;
 use super::ops::{QuantRegion, in_arena, macs, work};
 use super::{Census, LayerInfo, LoadError, LoadOptions, OpCount, OutputInfo, RunError};
-use crate::kernels::{Kernels, Layout, PackCache, Place, PlacedKernel, Pool, Region, Shape, Table};
+use crate::kernels::{Kernels, Layout, PackCache, Place, PlacedKernel, Pool, Reals, Region, Shape, Table};
 use crate::quant::QuantParams;
 use std::ops::Range;
 use std::sync::Arc;
@@ -25,10 +25,10 @@ pub(super) struct IntPlan {
     input_params: QuantParams,
     outputs: Vec<OutputInfo>,
     output_places: Vec<Place>,
-    /// Outputs of the last run as `[H, W, C]`.
+    /// Outputs of the last run as `[H, W, C]`; empty where they lie so in the arena.
     dense: Vec<Vec<u8>>,
     /// Outputs of the last run as real values `[C, H, W]`; empty until they are asked for.
-    reals: Vec<Vec<f32>>,
+    reals: Vec<Reals>,
     layers: Vec<LayerInfo>,
     census: Census,
 }
@@ -65,7 +65,7 @@ impl IntPlan {
             input: plan.places[0].clone(),
             input_params: graph.values[0].params,
             output_places: graph.outputs.iter().map(|(_, id)| plan.places[*id].clone()).collect(),
-            dense: outputs.iter().map(|output| Vec::with_capacity(output.shape.len())).collect(),
+            dense: vec![Vec::new(); outputs.len()],
             reals: Vec::new(),
             outputs,
             census: census(&graph, &plan),
@@ -152,11 +152,11 @@ impl IntPlan {
     }
 
     /// Runs the network on real values `[C, H, W]` and gives the outputs as real values `[C, H, W]`.
-    pub(super) fn run_reals(&mut self, planes: &[f32]) -> Result<&[Vec<f32>], RunError> {
+    pub(super) fn run_reals(&mut self, planes: &[f32]) -> Result<&[Reals], RunError> {
         let (kernels, layout, params) = (self.kernels, self.input.layout, self.input_params);
         self.run(|input| kernels.quantize_planes(planes, params, &layout, input), None)?;
         if self.reals.is_empty() {
-            self.reals = self.outputs.iter().map(|output| vec![0.0; output.shape.len()]).collect();
+            self.reals = self.outputs.iter().map(|output| Reals::zeros(output.shape.len())).collect();
         }
         let arena = bytes(self.arena.as_deref())?;
         for ((place, output), reals) in self.output_places.iter().zip(&self.outputs).zip(&mut self.reals) {
@@ -207,7 +207,8 @@ impl IntPlan {
     /// Copies the outputs out of the arena.
     fn gather(&mut self) -> Result<(), RunError> {
         let arena = bytes(self.arena.as_deref())?;
-        for (place, dense) in self.output_places.iter().zip(&mut self.dense) {
+        let outputs = self.output_places.iter().zip(&mut self.dense);
+        for (place, dense) in outputs.filter(|(place, _)| !place.layout.is_dense()) {
             dense.resize(place.layout.shape.len(), 0);
             self.kernels.gather_pixels(&arena[place.bytes.clone()], &place.layout, dense);
         }
@@ -216,7 +217,13 @@ impl IntPlan {
 
     /// Output `idx` of the last run on pixels: values in `[H, W, C]`.
     pub(super) fn output(&self, idx: usize) -> (&[u8], QuantParams) {
-        (&self.dense[idx], self.outputs[idx].params.unwrap_or(self.input_params))
+        let place = &self.output_places[idx];
+        let values = if place.layout.is_dense() {
+            bytes(self.arena.as_deref()).map_or(&[][..], |arena| &arena[place.bytes.clone()])
+        } else {
+            &self.dense[idx]
+        };
+        (values, self.outputs[idx].params.unwrap_or(self.input_params))
     }
 }
 

@@ -91,6 +91,12 @@ impl Layout {
         Self { shape, halo, pixel_stride }
     }
 
+    /// Whether the buffer holds the values alone, `[H, W, C]`.
+    #[must_use]
+    pub const fn is_dense(&self) -> bool {
+        self.halo.is_empty() && self.pixel_stride == self.shape.c && self.len() == self.shape.len()
+    }
+
     /// Bytes from one row to the next, halo included.
     #[must_use]
     pub const fn row_stride(&self) -> usize {

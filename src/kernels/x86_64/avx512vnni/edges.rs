@@ -48,22 +48,37 @@ unsafe fn quantize_row(planes: [&[f32]; 3], params: QuantParams, out: &mut [u8])
     }
 }
 
+/// From so many values on, planes are written past the caches: they would not stay in them anyway.
+const MIN_STREAMED: usize = 1 << 19;
+
 /// As `Kernels::dequantize_planes`, for pixels of a multiple of 16 bytes.
 pub(in crate::kernels) fn dequantize_planes(values: &[u8], params: QuantParams, layout: &Layout, planes: &mut [f32]) {
     assert!(values.len() >= layout.len() && planes.len() == layout.shape.len(), "pixels and planes of one map");
-    // SAFETY: only called through `Kernels`, which vouches for the CPU; the sizes were checked.
-    unsafe { dequantize(values, params, layout, planes) };
+    // Whole cache lines of every plane, pixels without a gap between rows.
+    let is_aligned = planes.as_ptr().addr().is_multiple_of(64) && (layout.shape.h * layout.shape.w).is_multiple_of(16);
+    let is_streamed = is_aligned && layout.halo.is_empty() && planes.len() >= MIN_STREAMED;
+    // SAFETY: only called through `Kernels`, which vouches for the CPU; sizes and, for streams, alignment were checked.
+    unsafe {
+        if is_streamed {
+            dequantize::<true>(values, params, layout, planes);
+        } else {
+            dequantize::<false>(values, params, layout, planes);
+        }
+    }
 }
 
 /// # Safety
-/// The CPU has AVX-512 F and BW; the buffers have the sizes of the layout, whose pixels take a multiple of 16 bytes.
+/// The CPU has AVX-512 F and BW; the buffers have the sizes of the layout, whose pixels take a multiple of 16 bytes. `STREAM`:
+/// there is no halo, the planes start at a cache line and have whole ones.
 #[target_feature(enable = "avx512f,avx512bw")]
-unsafe fn dequantize(values: &[u8], params: QuantParams, layout: &Layout, planes: &mut [f32]) {
-    let (columns, cells, channels) = (layout.shape.w, layout.shape.h * layout.shape.w, layout.shape.c);
+unsafe fn dequantize<const STREAM: bool>(values: &[u8], params: QuantParams, layout: &Layout, planes: &mut [f32]) {
+    let (cells, channels) = (layout.shape.h * layout.shape.w, layout.shape.c);
+    // Without a halo all rows are one.
+    let (n_rows, columns) = if layout.halo.is_empty() { (1, cells) } else { (layout.shape.h, layout.shape.w) };
     let (scale, zero_point) = (_mm512_set1_ps(params.scale), _mm512_set1_epi32(i32::from(params.zero_point)));
     // Planes outside, pixels inside: sixteen streams are written, each from its first value to its last.
     for first in (0..channels).step_by(16) {
-        for y in 0..layout.shape.h {
+        for y in 0..n_rows {
             for x in (0..columns).step_by(16) {
                 let n = (columns - x).min(16);
                 let mask = if n == 16 { u16::MAX } else { (1 << n) - 1 };
@@ -77,11 +92,21 @@ unsafe fn dequantize(values: &[u8], params: QuantParams, layout: &Layout, planes
                     let steps = _mm512_sub_epi32(_mm512_cvtepu8_epi32(column), zero_point);
                     let real = _mm512_mul_ps(scale, _mm512_cvtepi32_ps(steps));
                     let at = (first + c) * cells + y * columns + x;
-                    // SAFETY: the mask keeps the store within the plane's row.
-                    unsafe { _mm512_mask_storeu_ps(planes.as_mut_ptr().add(at), mask, real) };
+                    // SAFETY: the mask keeps the store within the plane's row; streams go to whole lines.
+                    unsafe {
+                        if STREAM {
+                            _mm512_stream_ps(planes.as_mut_ptr().add(at), real);
+                        } else {
+                            _mm512_mask_storeu_ps(planes.as_mut_ptr().add(at), mask, real);
+                        }
+                    }
                 }
             }
         }
+    }
+    if STREAM {
+        // Streamed stores are ordered with what follows.
+        _mm_sfence();
     }
 }
 

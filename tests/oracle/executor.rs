@@ -46,7 +46,7 @@ fn differing(folder: &Path, case: &Case, steps: f32) -> (usize, usize) {
             }
         }
     }
-    assert_eq!(got.iter().map(Vec::len).sum::<usize>(), want.len(), "{}: number of values", case.name);
+    assert_eq!(got.iter().map(|values| values.len()).sum::<usize>(), want.len(), "{}: number of values", case.name);
     let mut want = want.as_slice();
     let (mut n_differ, mut n_values) = (0, 0);
     for (info, got) in network.outputs().iter().zip(&got) {

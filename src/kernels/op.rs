@@ -195,6 +195,11 @@ pub trait RowKernel: Debug + Send + Sync {
     /// If a buffer is shorter than its layout.
     fn rows(&self, inputs: &[&[u8]], first: usize, out: &mut [u8]);
 
+    /// Rows that cost as much together as any one of them: pieces should begin at multiples of it.
+    fn rows_together(&self) -> usize {
+        1
+    }
+
     /// Which kernel this is, for tables: `avx512vnni 6x64`.
     fn label(&self) -> String;
 }

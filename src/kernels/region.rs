@@ -159,9 +159,11 @@ fn cut(kernels: &[PlacedKernel], threads: usize) -> Vec<Piece> {
     let piece_work = if threads < 2 { usize::MAX } else { (total / (PIECES_PER_THREAD * threads)).max(MIN_PIECE_WORK) };
     let mut pieces = Vec::new();
     for (idx, kernel) in kernels.iter().enumerate() {
-        let n_rows = kernel.output.layout.shape.h;
-        let n_pieces = kernel.work.div_ceil(piece_work).clamp(1, n_rows.max(1));
-        pieces.extend((0..n_pieces).map(|i| Piece { kernel: idx, rows: n_rows * i / n_pieces..n_rows * (i + 1) / n_pieces }));
+        let (n_rows, together) = (kernel.output.layout.shape.h, kernel.kernel.rows_together());
+        let n_units = n_rows.div_ceil(together);
+        let n_pieces = kernel.work.div_ceil(piece_work).clamp(1, n_units.max(1));
+        let row = |i: usize| n_rows.min(n_units * i / n_pieces * together);
+        pieces.extend((0..n_pieces).map(|i| Piece { kernel: idx, rows: row(i)..row(i + 1) }));
     }
     pieces
 }

@@ -16,11 +16,15 @@ pub(super) struct Then {
 impl RowKernel for Then {
     fn rows(&self, inputs: &[&[u8]], first: usize, out: &mut [u8]) {
         let row_stride = self.output.row_stride();
-        let in_chunk = (CHUNK_BYTES / row_stride).max(1);
+        let in_chunk = (CHUNK_BYTES / row_stride).max(1).next_multiple_of(self.first.rows_together());
         for (idx, rows) in out.chunks_mut(in_chunk * row_stride).enumerate() {
             self.first.rows(&inputs[..1], first + idx * in_chunk, rows);
             self.second.rows(&inputs[1..], first + idx * in_chunk, rows);
         }
+    }
+
+    fn rows_together(&self) -> usize {
+        self.first.rows_together()
     }
 
     fn label(&self) -> String {

@@ -42,6 +42,10 @@ impl RowKernel for Conv {
         unsafe { self.0.rows(steps, inputs, first, out) };
     }
 
+    fn rows_together(&self) -> usize {
+        SIDE
+    }
+
     fn label(&self) -> String {
         format!("avx512vnni 4x4x{}", self.0.width())
     }

@@ -14,6 +14,7 @@ mod op;
 mod pack;
 #[expect(unsafe_code, reason = "a job is borrowed from the caller who waits for it: see the module's documentation")]
 mod pool;
+mod preprocess;
 #[expect(unsafe_code, reason = "a list of lines is a list of values")]
 mod reals;
 #[expect(unsafe_code, reason = "threads write disjoint pieces of one arena: see the safety comments")]
@@ -29,6 +30,7 @@ pub use layout::{Halo, Layout, Shape, Window};
 pub use op::{AddTerm, ConvSpec, OpSpec, Requantization, RowKernel, Table};
 pub use pack::PackCache;
 pub use pool::Pool;
+pub use preprocess::{Component, Grid, PictureKernel, PictureSpec, PlaneSpec, TapTable};
 pub use reals::Reals;
 pub use region::{Place, PlacedKernel, Region, RegionError};
 

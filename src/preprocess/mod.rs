@@ -7,38 +7,37 @@
 mod axis;
 
 use crate::frame::{ColorInfo, ColorMatrix, ColorRange, Letterbox, PictureRef, PixelFormat};
-use crate::kernels::scalar::{ColorCoefficients, add_weighted_row, round_row, weighted_mean};
-use axis::Axis;
+use crate::kernels::scalar::ColorCoefficients;
+use crate::kernels::{Component, Grid, Kernels, PictureKernel, PictureSpec, PlaneSpec};
+use axis::axis;
 
 /// Value of the network input outside the picture.
 pub const PAD_VALUE: u8 = 114;
 
-/// One colour component within a plane.
-#[derive(Debug, Clone, Copy)]
-struct Component {
-    plane_idx: usize,
-    /// Bytes from the start of a row to the first sample.
-    offset: usize,
-    /// Bytes from one sample to the next.
-    step: usize,
+/// Components of a format whose samples lie alike.
+struct GridLayout {
     /// Whether there are half as many samples as pixels across.
     halved: bool,
+    /// Bytes from one sample to the next.
+    step: usize,
+    components: Vec<Component>,
 }
 
-const fn component(plane_idx: usize, offset: usize, step: usize, halved: bool) -> Component {
-    Component { plane_idx, offset, step, halved }
-}
-
-/// The components of a format: Y U V, or R G B, or luma alone.
-const fn components(format: PixelFormat) -> &'static [Component] {
+/// The components of a format: Y and U V, or R G B, or luma alone.
+fn grids(format: PixelFormat) -> Vec<GridLayout> {
+    let grid = |halved, step, components: &[(usize, usize)]| GridLayout {
+        halved,
+        step,
+        components: components.iter().map(|&(plane_idx, offset)| Component { plane_idx, offset }).collect(),
+    };
     match format {
-        PixelFormat::Nv12 => const { &[component(0, 0, 1, false), component(1, 0, 2, true), component(1, 1, 2, true)] },
-        PixelFormat::I420 => const { &[component(0, 0, 1, false), component(1, 0, 1, true), component(2, 0, 1, true)] },
-        PixelFormat::Yuy2 => const { &[component(0, 0, 2, false), component(0, 1, 4, true), component(0, 3, 4, true)] },
-        PixelFormat::Rgb => const { &[component(0, 0, 3, false), component(0, 1, 3, false), component(0, 2, 3, false)] },
-        PixelFormat::Rgba => const { &[component(0, 0, 4, false), component(0, 1, 4, false), component(0, 2, 4, false)] },
-        PixelFormat::Bgrx => const { &[component(0, 2, 4, false), component(0, 1, 4, false), component(0, 0, 4, false)] },
-        PixelFormat::Gray8 => const { &[component(0, 0, 1, false)] },
+        PixelFormat::Nv12 => vec![grid(false, 1, &[(0, 0)]), grid(true, 2, &[(1, 0), (1, 1)])],
+        PixelFormat::I420 => vec![grid(false, 1, &[(0, 0)]), grid(true, 1, &[(1, 0), (2, 0)])],
+        PixelFormat::Yuy2 => vec![grid(false, 2, &[(0, 0)]), grid(true, 4, &[(0, 1), (0, 3)])],
+        PixelFormat::Rgb => vec![grid(false, 3, &[(0, 0), (0, 1), (0, 2)])],
+        PixelFormat::Rgba => vec![grid(false, 4, &[(0, 0), (0, 1), (0, 2)])],
+        PixelFormat::Bgrx => vec![grid(false, 4, &[(0, 2), (0, 1), (0, 0)])],
+        PixelFormat::Gray8 => vec![grid(false, 1, &[(0, 0)])],
     }
 }
 
@@ -60,54 +59,57 @@ const fn coefficients(color: ColorInfo) -> ColorCoefficients {
     }
 }
 
-/// What stays the same from frame to frame: format, sizes, and the weights for them.
-#[derive(Debug, Clone)]
+/// Rows and columns of a format's planes, weighted for a letterbox.
+fn spec(format: PixelFormat, letterbox: Letterbox) -> PictureSpec {
+    let (src, resized) = (letterbox.src, letterbox.resized);
+    let plane = |plane_idx: usize| {
+        let size = format.plane_size(plane_idx, src.0, src.1)?;
+        let per_row = if plane_idx == 0 { 1 } else { 2 };
+        Some(PlaneSpec { row_bytes: size.row_bytes, rows: axis(src.1, per_row, resized.1) })
+    };
+    let grid = |layout: GridLayout| Grid {
+        step: layout.step,
+        columns: axis(src.0, if layout.halved { 2 } else { 1 }, resized.0),
+        components: layout.components,
+    };
+    PictureSpec { planes: (0..3).filter_map(plane).collect(), grids: grids(format).into_iter().map(grid).collect() }
+}
+
+/// What stays the same from frame to frame: format, sizes, and what was prepared for them.
+#[derive(Debug)]
 struct Geometry {
     format: PixelFormat,
     letterbox: Letterbox,
-    /// Across, one per pixel and one per two pixels.
-    columns: [Axis; 2],
-    /// Down, for the planes with a row per picture row and those with one per two.
-    rows: [Axis; 2],
-    /// Weighted rows of each plane: sums, then values with fraction bits.
-    sums: [Vec<u32>; 3],
-    mids: [Vec<u16>; 3],
-    /// Output samples of one row, one plane per component.
-    samples: [Vec<u8>; 3],
-}
-
-impl Geometry {
-    fn new(picture: &PictureRef<'_>, letterbox: Letterbox) -> Self {
-        let format = picture.format;
-        let (src, resized) = (letterbox.src, letterbox.resized);
-        let row_bytes =
-            |plane_idx: usize| format.plane_size(plane_idx, picture.width, picture.height).map_or(0, |size| size.row_bytes);
-        let row_bytes = [row_bytes(0), row_bytes(1), row_bytes(2)];
-        Self {
-            format,
-            letterbox,
-            columns: [Axis::new(src.0, 1, resized.0), Axis::new(src.0, 2, resized.0)],
-            rows: [Axis::new(src.1, 1, resized.1), Axis::new(src.1, 2, resized.1)],
-            sums: row_bytes.map(|len| vec![0; len]),
-            mids: row_bytes.map(|len| vec![0; len]),
-            samples: [(); 3].map(|()| vec![0; resized.0]),
-        }
-    }
+    kernel: Box<dyn PictureKernel>,
 }
 
 /// Fills the network input of one model. Weights and buffers are kept, so that a frame of the same size and format as
 /// the one before allocates nothing.
-#[derive(Debug, Clone)]
+#[derive(Debug)]
 pub struct Preprocessor {
     dst: (usize, usize),
-    geometry: Option<Box<Geometry>>,
+    kernels: Kernels,
+    geometry: Option<Geometry>,
+    n_rebuilds: u64,
 }
 
 impl Preprocessor {
-    /// For a network input of `dst` pixels, width and height.
+    /// For a network input of `dst` pixels, width and height, by the kernels of the process.
     #[must_use]
-    pub const fn new(dst: (usize, usize)) -> Self {
-        Self { dst, geometry: None }
+    pub fn new(dst: (usize, usize)) -> Self {
+        Self::with_kernels(dst, Kernels::default())
+    }
+
+    /// For a network input of `dst` pixels, by these kernels. All give the same bytes.
+    #[must_use]
+    pub const fn with_kernels(dst: (usize, usize), kernels: Kernels) -> Self {
+        Self { dst, kernels, geometry: None, n_rebuilds: 0 }
+    }
+
+    /// How often weights were computed: once for every change of size or format, the first picture included.
+    #[must_use]
+    pub const fn n_rebuilds(&self) -> u64 {
+        self.n_rebuilds
     }
 
     /// Writes `picture` into `out`, `[height, width, 3]` bytes; says where it sits in it.
@@ -116,64 +118,27 @@ impl Preprocessor {
     /// If `out` has not the size of the network input.
     pub fn run(&mut self, picture: &PictureRef<'_>, out: &mut [u8]) -> Letterbox {
         assert_eq!(out.len(), self.dst.0 * self.dst.1 * 3, "the network input is {}x{}x3", self.dst.0, self.dst.1);
-        let letterbox = Letterbox::new((picture.width, picture.height), self.dst);
-        if self.geometry.as_ref().is_some_and(|g| g.format != picture.format || g.letterbox != letterbox) {
+        let (format, letterbox) = (picture.format, Letterbox::new((picture.width, picture.height), self.dst));
+        if self.geometry.as_ref().is_some_and(|g| g.format != format || g.letterbox != letterbox) {
             self.geometry = None;
         }
-        let geometry = self.geometry.get_or_insert_with(|| Box::new(Geometry::new(picture, letterbox)));
-        let row_len = 3 * self.dst.0;
-        let left = 3 * letterbox.pad.0;
-        let inside = 3 * letterbox.resized.0;
-        for (y, row) in out.chunks_exact_mut(row_len).enumerate() {
+        let (kernels, n_rebuilds) = (self.kernels, &mut self.n_rebuilds);
+        let geometry = self.geometry.get_or_insert_with(|| {
+            *n_rebuilds += 1;
+            Geometry { format, letterbox, kernel: kernels.prepare_picture(&spec(format, letterbox)) }
+        });
+        let planes = [picture.plane(0), picture.plane(1), picture.plane(2)];
+        let matrix = coefficients(picture.color);
+        let (left, inside) = (3 * letterbox.pad.0, 3 * letterbox.resized.0);
+        for (y, row) in out.chunks_exact_mut(3 * self.dst.0).enumerate() {
             let Some(row_idx) = y.checked_sub(letterbox.pad.1).filter(|&row_idx| row_idx < letterbox.resized.1) else {
                 row.fill(PAD_VALUE);
                 continue;
             };
             row[..left].fill(PAD_VALUE);
             row[left + inside..].fill(PAD_VALUE);
-            resize_row(geometry, picture, row_idx);
-            write_row(geometry, picture.color, &mut row[left..left + inside]);
+            geometry.kernel.row(row_idx, planes, &matrix, &mut row[left..left + inside]);
         }
         letterbox
-    }
-}
-
-/// Output row `row_idx` of every component into `samples`.
-fn resize_row(geometry: &mut Geometry, picture: &PictureRef<'_>, row_idx: usize) {
-    let Geometry { format, columns, rows, sums, mids, samples, .. } = geometry;
-    for plane_idx in 0..format.n_planes() {
-        let halved = plane_idx > 0;
-        let taps = rows[usize::from(halved)].taps(row_idx);
-        for (k, &weight) in taps.weights.iter().enumerate() {
-            add_weighted_row(picture.row(plane_idx, taps.start + k), weight, &mut sums[plane_idx]);
-        }
-        round_row(&mut sums[plane_idx], &mut mids[plane_idx]);
-    }
-    for (component, samples) in components(*format).iter().zip(samples) {
-        let mid = &mids[component.plane_idx][component.offset..];
-        let columns = &columns[usize::from(component.halved)];
-        for (x, sample) in samples.iter_mut().enumerate() {
-            *sample = weighted_mean(mid, component.step, columns.taps(x));
-        }
-    }
-}
-
-/// The samples of one row as red, green, blue.
-fn write_row(geometry: &Geometry, color: ColorInfo, out: &mut [u8]) {
-    let [a, b, c] = &geometry.samples;
-    let samples = a.iter().zip(b).zip(c);
-    if geometry.format.is_yuv() {
-        let coefficients = coefficients(color);
-        for (((&y, &u), &v), rgb) in samples.zip(out.chunks_exact_mut(3)) {
-            rgb.copy_from_slice(&coefficients.rgb(y, u, v));
-        }
-    } else if geometry.format == PixelFormat::Gray8 {
-        for (&luma, rgb) in a.iter().zip(out.chunks_exact_mut(3)) {
-            rgb.fill(luma);
-        }
-    } else {
-        for (((&r, &g), &b), rgb) in samples.zip(out.chunks_exact_mut(3)) {
-            rgb.copy_from_slice(&[r, g, b]);
-        }
     }
 }

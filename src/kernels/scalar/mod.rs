@@ -7,6 +7,7 @@ mod depthwise;
 mod maxpool;
 mod preprocess;
 
+pub(super) use preprocess::{COLOR_BITS, Picture};
 pub use preprocess::{ColorCoefficients, MID_BITS, Taps, WEIGHT_BITS, add_weighted_row, round_row, weighted_mean};
 
 use super::{Layout, OpSpec, RowKernel};

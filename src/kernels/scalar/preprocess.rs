@@ -1,5 +1,8 @@
 //! Loops of preprocessing version 1 (`docs/preprocess.md`): weighted rows, weighted columns, colour matrix.
 
+use crate::frame::PlaneRef;
+use crate::kernels::{PictureKernel, PictureSpec};
+
 /// Weights of one output sample add up to `1 << WEIGHT_BITS`.
 pub const WEIGHT_BITS: u32 = 14;
 
@@ -7,7 +10,7 @@ pub const WEIGHT_BITS: u32 = 14;
 pub const MID_BITS: u32 = 7;
 
 /// Fraction bits of a [`ColorCoefficients`].
-pub(super) const COLOR_BITS: u32 = 13;
+pub(in crate::kernels) const COLOR_BITS: u32 = 13;
 
 /// Adds `weight` times a row of samples to the sums.
 ///
@@ -87,5 +90,57 @@ impl ColorCoefficients {
                 (value >> COLOR_BITS).clamp(0, 255) as u8
             }
         })
+    }
+}
+
+/// A picture of one format and size, component by component.
+#[derive(Debug)]
+pub(in crate::kernels) struct Picture {
+    spec: PictureSpec,
+    /// Weighted rows of each plane: sums, then values with fraction bits.
+    sums: [Vec<u32>; 3],
+    mids: [Vec<u16>; 3],
+    /// Output samples of one row, one list for each component.
+    samples: [Vec<u8>; 3],
+}
+
+impl Picture {
+    pub(in crate::kernels) fn new(spec: &PictureSpec) -> Self {
+        let row_bytes = [0, 1, 2].map(|plane_idx| spec.planes.get(plane_idx).map_or(0, |plane| plane.row_bytes));
+        let n_columns = spec.grids[0].columns.len();
+        Self {
+            spec: spec.clone(),
+            sums: row_bytes.map(|len| vec![0; len]),
+            mids: row_bytes.map(|len| vec![0; len]),
+            samples: [(); 3].map(|()| vec![0; n_columns]),
+        }
+    }
+}
+
+impl PictureKernel for Picture {
+    fn row(&mut self, y: usize, planes: [PlaneRef<'_>; 3], matrix: &ColorCoefficients, rgb: &mut [u8]) {
+        assert_eq!(rgb.len(), 3 * self.samples[0].len(), "three bytes a pixel");
+        for (((spec, plane), sums), mids) in self.spec.planes.iter().zip(planes).zip(&mut self.sums).zip(&mut self.mids) {
+            let taps = spec.rows.taps(y);
+            for (row_idx, &weight) in (taps.start..).zip(taps.weights) {
+                let row = &plane.data[row_idx * plane.stride_bytes..][..spec.row_bytes];
+                add_weighted_row(row, weight, sums);
+            }
+            round_row(sums, mids);
+        }
+        let components = self.spec.grids.iter().flat_map(|grid| grid.components.iter().map(move |component| (grid, component)));
+        for ((grid, component), samples) in components.zip(&mut self.samples) {
+            let mid = &self.mids[component.plane_idx][component.offset..];
+            for (x, sample) in samples.iter_mut().enumerate() {
+                *sample = weighted_mean(mid, grid.step, grid.columns.taps(x));
+            }
+        }
+        let [a, b, c] = &self.samples;
+        let samples = a.iter().zip(b).zip(c).zip(rgb.as_chunks_mut::<3>().0);
+        match self.spec.grids[..] {
+            [_, _] => samples.for_each(|(((&y, &u), &v), rgb)| *rgb = matrix.rgb(y, u, v)),
+            _ if self.spec.grids[0].components.len() == 1 => samples.for_each(|(((&luma, _), _), rgb)| *rgb = [luma; 3]),
+            _ => samples.for_each(|(((&r, &g), &b), rgb)| *rgb = [r, g, b]),
+        }
     }
 }

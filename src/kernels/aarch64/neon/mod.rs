@@ -9,9 +9,11 @@ mod conv;
 mod depthwise;
 mod edges;
 mod maxpool;
+mod preprocess;
 pub(super) mod requantize;
 
 pub(in crate::kernels) use edges::{dequantize_planes, quantize_rgb_planes};
+pub(in crate::kernels) use preprocess::PictureLoops;
 
 use super::boxed;
 use crate::kernels::{Layout, OpSpec, PackCache, RowKernel};

@@ -9,10 +9,12 @@ mod conv;
 pub(super) mod depthwise;
 mod edges;
 mod maxpool;
+mod preprocess;
 pub(super) mod requantize;
 pub(super) mod winograd;
 
 pub(in crate::kernels) use edges::{dequantize_planes, quantize_rgb_planes};
+pub(in crate::kernels) use preprocess::PictureLoops;
 
 use super::boxed;
 use crate::kernels::{Layout, OpSpec, PackCache, RowKernel};

@@ -9,10 +9,12 @@ mod conv;
 mod depthwise;
 mod edges;
 mod maxpool;
+mod preprocess;
 mod requantize;
 mod winograd;
 
 pub(in crate::kernels) use edges::{dequantize_planes, quantize_rgb_planes};
+pub(in crate::kernels) use preprocess::PictureLoops;
 
 use super::boxed;
 use crate::kernels::{Layout, OpSpec, PackCache, RowKernel};

@@ -1,0 +1,283 @@
+//! Pictures: 64 samples down, 16 pixels across.
+//!
+//! Down: rows in pairs, interleaved byte by byte, for `vpmaddubsw` with the high and the low parts of their weights.
+//! Across: `vpermi2w` picks two values for each of 16 outputs from 64 consecutive ones, `vpdpwssd` adds both products.
+
+use crate::kernels::preprocess::{Grid, Loops, RowPair, Window, check_columns, check_rows, windows};
+use crate::kernels::scalar::{COLOR_BITS, ColorCoefficients, MID_BITS, WEIGHT_BITS};
+use std::arch::x86_64::*;
+
+/// Output samples of a block.
+const LANES: usize = 16;
+
+/// Values of a window.
+const WINDOW: usize = 64;
+
+#[derive(Debug)]
+pub(in crate::kernels) struct PictureLoops;
+
+/// Fraction bits of a weighted sum.
+const SHIFT: u32 = WEIGHT_BITS + MID_BITS;
+
+/// Two values of a window for each output of a block.
+#[derive(Debug)]
+#[repr(align(64))]
+struct Round {
+    from: [u16; 2 * LANES],
+    weights: [i16; 2 * LANES],
+}
+
+/// The same number of windows for every block and of rounds for every window: loops without surprises.
+#[derive(Debug)]
+pub(in crate::kernels) struct Columns {
+    n_blocks: usize,
+    n_windows: usize,
+    n_rounds: usize,
+    /// First value of each window.
+    offsets: Vec<usize>,
+    rounds: Vec<Round>,
+    /// Values that are read at most.
+    reach: usize,
+}
+
+impl Loops for PictureLoops {
+    type Columns = Columns;
+
+    fn prepare(grid: &Grid) -> Columns {
+        let firsts = (0..grid.columns.len()).step_by(LANES);
+        let blocks: Vec<Vec<Window>> = firsts.map(|first| windows(grid, first..first + LANES, WINDOW, usize::MAX)).collect();
+        let n_windows = blocks.iter().map(Vec::len).max().unwrap_or(0);
+        let n_rounds = blocks.iter().flatten().map(|window| window.rounds.len()).max().unwrap_or(0);
+        let n_blocks = blocks.len();
+        let mut columns = Columns { n_blocks, n_windows, n_rounds, offsets: Vec::new(), rounds: Vec::new(), reach: WINDOW };
+        for block in &blocks {
+            for nth in 0..n_windows {
+                let offset = block.get(nth).map_or(0, |window| window.offset);
+                columns.offsets.push(offset);
+                columns.reach = columns.reach.max(offset + WINDOW);
+                for round in 0..n_rounds {
+                    let picks = block.get(nth).and_then(|window| window.rounds.get(round));
+                    columns.rounds.push(Round::new(picks.map_or(&[], Vec::as_slice)));
+                }
+            }
+        }
+        columns
+    }
+
+    fn down(plane: &[u8], stride: usize, row_bytes: usize, pairs: &[RowPair], mid: &mut [u16]) {
+        check_rows(plane, stride, row_bytes, pairs, mid);
+        // SAFETY: only called through `Kernels`, which vouches for the CPU; rows and `mid` were checked.
+        unsafe {
+            if pairs.iter().all(RowPair::is_coarse) {
+                down_rows::<true>(plane, stride, row_bytes, pairs, mid);
+            } else {
+                down_rows::<false>(plane, stride, row_bytes, pairs, mid);
+            }
+        }
+    }
+
+    fn across(columns: &[Columns], mids: [&[u16]; 3], matrix: &ColorCoefficients, rgb: &mut [u8]) {
+        let described = [&columns[0], &columns[columns.len() - 1]].map(|columns| (columns.reach, columns.n_blocks));
+        check_columns(&described[..columns.len()], mids, rgb.len().div_ceil(3 * LANES));
+        // SAFETY: only called through `Kernels`, which vouches for the CPU; `mids` were checked.
+        unsafe {
+            match columns {
+                [luma, chroma] => {
+                    let across = match (luma.rounds_of_one(), chroma.rounds_of_one()) {
+                        (1, 1) => across_yuv::<1, 1>,
+                        (2, 1) => across_yuv::<2, 1>,
+                        (2, 2) => across_yuv::<2, 2>,
+                        (3, 2) => across_yuv::<3, 2>,
+                        _ => across_yuv::<0, 0>,
+                    };
+                    across(luma, chroma, mids, matrix, rgb);
+                }
+                _ if mids[1].is_empty() => across_gray(&columns[0], mids[0], rgb),
+                _ => across_rgb(&columns[0], mids, rgb),
+            }
+        }
+    }
+}
+
+impl Columns {
+    /// Rounds of a block, where one window holds all that it takes; else 0.
+    const fn rounds_of_one(&self) -> usize {
+        if self.n_windows == 1 { self.n_rounds } else { 0 }
+    }
+}
+
+impl Round {
+    fn new(picks: &[[(usize, u16); 2]]) -> Self {
+        let mut round = Self { from: [0; 2 * LANES], weights: [0; 2 * LANES] };
+        for (i, &(from, weight)) in picks.iter().flatten().enumerate() {
+            round.from[i] = u16::try_from(from).expect("within a window");
+            round.weights[i] = i16::try_from(weight).expect("at most 1 << 14");
+        }
+        round
+    }
+}
+
+/// Without low parts if all are 0.
+///
+/// # Safety
+/// The CPU has AVX-512 F and BW; the rows lie in `plane`; `mid` has 128 values beyond `row_bytes`.
+#[target_feature(enable = "avx512f,avx512bw")]
+unsafe fn down_rows<const IS_COARSE: bool>(plane: &[u8], stride: usize, row_bytes: usize, pairs: &[RowPair], mid: &mut [u16]) {
+    // Lanes of interleaved bytes back into the order of the columns.
+    let (lower, upper) = (_mm512_setr_epi64(0, 1, 8, 9, 2, 3, 10, 11), _mm512_setr_epi64(4, 5, 12, 13, 6, 7, 14, 15));
+    for first in (0..row_bytes).step_by(64) {
+        let left = row_bytes - first;
+        let mask = if left >= 64 { u64::MAX } else { (1 << left) - 1 };
+        let mut high = [_mm512_setzero_si512(); 2];
+        let mut low = [_mm512_set1_epi16(1 << (MID_BITS - 1)); 2];
+        for (i, pair) in pairs.iter().enumerate() {
+            let row = |row_idx: usize| {
+                // SAFETY: the mask keeps the load within the row.
+                unsafe { _mm512_maskz_loadu_epi8(mask, plane.as_ptr().add(row_idx * stride + first).cast()) }
+            };
+            let (a, b) = (row(pair.rows[0]), row(pair.rows[1]));
+            let samples = [_mm512_unpacklo_epi8(a, b), _mm512_unpackhi_epi8(a, b)];
+            let high_weights = _mm512_set1_epi32(i32::from_ne_bytes(pair.high.map(i8::cast_unsigned)));
+            let low_weights = _mm512_set1_epi32(i32::from_ne_bytes(pair.low.map(i8::cast_unsigned)));
+            for half in 0..2 {
+                high[half] = _mm512_add_epi16(high[half], _mm512_maddubs_epi16(samples[half], high_weights));
+                if IS_COARSE {
+                    continue;
+                }
+                if i > 0 {
+                    high[half] = _mm512_add_epi16(high[half], _mm512_srai_epi16::<MID_BITS>(low[half]));
+                    low[half] = _mm512_and_si512(low[half], _mm512_set1_epi16((1 << MID_BITS) - 1));
+                }
+                low[half] = _mm512_add_epi16(low[half], _mm512_maddubs_epi16(samples[half], low_weights));
+            }
+        }
+        let values = [0, 1].map(|half| {
+            if IS_COARSE { high[half] } else { _mm512_add_epi16(high[half], _mm512_srai_epi16::<MID_BITS>(low[half])) }
+        });
+        // SAFETY: `first < row_bytes`, and 64 values fit into what `mid` has beyond.
+        unsafe {
+            let mid = mid.as_mut_ptr().add(first);
+            _mm512_storeu_si512(mid.cast(), _mm512_permutex2var_epi64(values[0], lower, values[1]));
+            _mm512_storeu_si512(mid.add(32).cast(), _mm512_permutex2var_epi64(values[0], upper, values[1]));
+        }
+    }
+}
+
+/// Weighted sums of one block for components of one grid, in 32 bits each: the byte is in the upper 11.
+///
+/// # Safety
+/// The CPU has AVX-512 F, BW and VNNI; each of `mids` has the values that the columns reach.
+#[inline]
+#[target_feature(enable = "avx512f,avx512bw,avx512vnni")]
+unsafe fn weigh<const N: usize, const ROUNDS: usize>(columns: &Columns, block: usize, mids: [&[u16]; N]) -> [__m512i; N] {
+    let mut sums = [_mm512_set1_epi32(1 << (SHIFT - 1)); N];
+    let n_windows = if ROUNDS > 0 { 1 } else { columns.n_windows };
+    let n_rounds = if ROUNDS > 0 { ROUNDS } else { columns.n_rounds };
+    let offsets = &columns.offsets[block * n_windows..][..n_windows];
+    let mut rounds = columns.rounds[block * n_windows * n_rounds..][..n_windows * n_rounds].iter();
+    for &offset in offsets {
+        let values = mids.map(|mid| {
+            // SAFETY: a window, and `mid` has all that are reached.
+            unsafe {
+                let window = mid.as_ptr().add(offset);
+                (_mm512_loadu_si512(window.cast()), _mm512_loadu_si512(window.add(32).cast()))
+            }
+        });
+        for round in rounds.by_ref().take(n_rounds) {
+            // SAFETY: 32 values of 16 bits each.
+            let (from, weights) =
+                unsafe { (_mm512_load_si512(round.from.as_ptr().cast()), _mm512_load_si512(round.weights.as_ptr().cast())) };
+            for i in 0..N {
+                let picked = _mm512_permutex2var_epi16(values[i].0, from, values[i].1);
+                sums[i] = _mm512_dpwssd_epi32(sums[i], picked, weights);
+            }
+        }
+    }
+    sums
+}
+
+/// # Safety
+/// As [`weigh`], for luma and chroma.
+#[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512vnni")]
+unsafe fn across_yuv<const LUMA: usize, const CHROMA: usize>(
+    luma: &Columns,
+    chroma: &Columns,
+    mids: [&[u16]; 3],
+    matrix: &ColorCoefficients,
+    rgb: &mut [u8],
+) {
+    // Two coefficients of 16 bits each: the lower one for luma, the upper one for chroma.
+    let pair = |low: i32, high: i32| _mm512_set1_epi32((low & 0xFFFF) | (high << 16));
+    let (red, blue) = (pair(matrix.y, matrix.rv), pair(matrix.y, matrix.bu));
+    let (green_u, green_v) = (pair(matrix.y, -matrix.gu), pair(0, -matrix.gv));
+    // What black and the middle of chroma take away, and half a unit.
+    let rest = |chroma: i32| _mm512_set1_epi32((1 << (COLOR_BITS - 1)) - matrix.y * matrix.black - 128 * chroma);
+    let (red_rest, green_rest, blue_rest) = (rest(matrix.rv), rest(-matrix.gu - matrix.gv), rest(matrix.bu));
+    for (block, pixels) in Pixels::of(rgb).enumerate() {
+        // SAFETY: as for this function.
+        let ([y], [u, v]) =
+            unsafe { (weigh::<1, LUMA>(luma, block, [mids[0]]), weigh::<2, CHROMA>(chroma, block, [mids[1], mids[2]])) };
+        // Luma below, chroma in the upper 16 bits above a fraction that is not looked at.
+        let y = _mm512_srli_epi32::<SHIFT>(y);
+        let [u, v] = [u, v].map(|c| _mm512_srli_epi32::<{ SHIFT - 16 }>(c));
+        let [yu, yv] = [u, v].map(|c| _mm512_mask_blend_epi16(0xAAAA_AAAA, y, c));
+        let r = _mm512_dpwssd_epi32(red_rest, yv, red);
+        let g = _mm512_dpwssd_epi32(_mm512_dpwssd_epi32(green_rest, yu, green_u), v, green_v);
+        let b = _mm512_dpwssd_epi32(blue_rest, yu, blue);
+        pixels.write([r, g, b].map(|value| _mm512_srai_epi32::<COLOR_BITS>(value)));
+    }
+}
+
+/// # Safety
+/// As [`weigh`], for three components.
+#[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512vnni")]
+unsafe fn across_rgb(columns: &Columns, mids: [&[u16]; 3], rgb: &mut [u8]) {
+    for (block, pixels) in Pixels::of(rgb).enumerate() {
+        // SAFETY: as for this function.
+        let sums = unsafe { weigh::<3, 0>(columns, block, mids) };
+        pixels.write(sums.map(|sum| _mm512_srli_epi32::<SHIFT>(sum)));
+    }
+}
+
+/// # Safety
+/// As [`weigh`], for one component.
+#[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512vnni")]
+unsafe fn across_gray(columns: &Columns, mid: &[u16], rgb: &mut [u8]) {
+    for (block, pixels) in Pixels::of(rgb).enumerate() {
+        // SAFETY: as for this function.
+        let [luma] = unsafe { weigh::<1, 0>(columns, block, [mid]) };
+        pixels.write([_mm512_srli_epi32::<SHIFT>(luma); 3]);
+    }
+}
+
+/// Up to 16 pixels of a row.
+struct Pixels<'a>(&'a mut [u8]);
+
+impl<'a> Pixels<'a> {
+    fn of(rgb: &'a mut [u8]) -> impl Iterator<Item = Self> {
+        rgb.chunks_mut(3 * LANES).map(Self)
+    }
+
+    /// Red, green and blue, clamped to bytes.
+    #[inline]
+    #[target_feature(enable = "avx512f,avx512bw,avx512vl")]
+    fn write(self, [r, g, b]: [__m512i; 3]) {
+        let bytes = _mm512_packus_epi16(_mm512_packs_epi32(r, g), _mm512_packs_epi32(b, b));
+        // Four pixels in each lane: to 12 bytes, and the 12 bytes of all lanes together.
+        let mixed = _mm512_broadcast_i32x4(_mm_setr_epi8(0, 4, 8, 1, 5, 9, 2, 6, 10, 3, 7, 11, -1, -1, -1, -1));
+        let dense = _mm512_setr_epi32(0, 1, 2, 4, 5, 6, 8, 9, 10, 12, 13, 14, 3, 3, 3, 3);
+        let pixels = _mm512_permutexvar_epi32(dense, _mm512_shuffle_epi8(bytes, mixed));
+        let out = self.0.as_mut_ptr();
+        if self.0.len() == 3 * LANES {
+            // SAFETY: 32 and 16 bytes. Stores with a mask are slower.
+            unsafe {
+                _mm256_storeu_si256(out.cast(), _mm512_castsi512_si256(pixels));
+                _mm_storeu_si128(out.add(32).cast(), _mm512_extracti32x4_epi32::<2>(pixels));
+            }
+        } else {
+            let mask = (1_u64 << self.0.len()) - 1;
+            // SAFETY: the mask keeps the store within the slice.
+            unsafe { _mm512_mask_storeu_epi8(out.cast(), mask, pixels) };
+        }
+    }
+}

@@ -1,0 +1,286 @@
+//! Preprocessing on every instruction set against a reference written here from `docs/preprocess.md`, and what it promises
+//! beside bytes: nothing outside of the planes is read, and weights are computed once for each geometry.
+#![expect(unsafe_code, reason = "pages that must not be read: see the safety comments")]
+
+use fovea::frame::{ColorInfo, ColorMatrix, ColorRange, Letterbox, PictureRef, PixelFormat, PlaneRef};
+use fovea::kernels::{Isa, Kernels};
+use fovea::preprocess::Preprocessor;
+use proptest::prelude::*;
+
+/// Calls `check` for the kernels of every instruction set that is there.
+fn for_each_isa(mut check: impl FnMut(Kernels)) {
+    #[expect(clippy::disallowed_methods, reason = "a knob of this test")]
+    let required = std::env::var("FOVEA_REQUIRE_ISA").unwrap_or_default();
+    for &isa in Isa::ALL {
+        match Kernels::new(isa) {
+            Some(kernels) => check(kernels),
+            None if required.split(',').any(|name| name == isa.name()) => panic!("{} is required and not there", isa.name()),
+            None => {}
+        }
+    }
+}
+
+/// A picture's planes, each with its stride.
+type Planes = Vec<(Vec<u8>, usize)>;
+
+/// What samples are like.
+#[derive(Debug, Clone, Copy)]
+enum Content {
+    /// Any byte.
+    Noise(u32),
+    /// 0 and 255 only: the sums reach their bounds.
+    Extremes(u32),
+}
+
+fn planes(format: PixelFormat, (width, height): (usize, usize), padding: usize, content: Content) -> Planes {
+    let sizes = (0..format.n_planes()).filter_map(|plane_idx| format.plane_size(plane_idx, width, height));
+    let mut state = match content {
+        Content::Noise(seed) | Content::Extremes(seed) => seed,
+    };
+    let mut next = || {
+        state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
+        let byte = state.to_le_bytes()[3];
+        if matches!(content, Content::Extremes(_)) { if byte < 40 { 0 } else { 255 } } else { byte }
+    };
+    sizes
+        .map(|size| {
+            let stride = size.row_bytes + padding;
+            ((0..stride * (size.rows - 1) + size.row_bytes).map(|_| next()).collect(), stride)
+        })
+        .collect()
+}
+
+fn run(picture: &PictureRef<'_>, dst: (usize, usize), kernels: Kernels) -> Vec<u8> {
+    let mut out = vec![7; dst.0 * dst.1 * 3];
+    Preprocessor::with_kernels(dst, kernels).run(picture, &mut out);
+    out
+}
+
+fn picture(format: PixelFormat, size: (usize, usize), color: ColorInfo, planes: &Planes) -> PictureRef<'_> {
+    let mut refs = [PlaneRef::default(); 3];
+    for (plane, (data, stride_bytes)) in refs.iter_mut().zip(planes) {
+        *plane = PlaneRef { data, stride_bytes: *stride_bytes };
+    }
+    PictureRef::new(format, size.0, size.1, color, refs).expect("a picture")
+}
+
+/// Section 3: first sample and weights of output sample `i`.
+fn taps(s: i64, p: i64, d: i64, i: i64) -> (i64, Vec<i64>) {
+    let (u, n) = (d * p, (s + p - 1) / p);
+    if s >= u {
+        let first = i * s / u;
+        let last = ((i + 1) * s + u - 1) / u;
+        let until = |j: i64| (((j * u).clamp(i * s, (i + 1) * s) - i * s) * (1 << 15) + s) / (2 * s);
+        return (first, (first..last).map(|j| until(j + 1) - until(j)).collect());
+    }
+    let position = (2 * i + 1) * s - u;
+    if position < 0 {
+        return (0, vec![1 << 14]);
+    }
+    let (j, rest) = (position / (2 * u), position % (2 * u));
+    let second = (rest * (1 << 14) + u) / (2 * u);
+    if j + 1 >= n || second == 0 { (j.min(n - 1), vec![1 << 14]) } else { (j, vec![(1 << 14) - second, second]) }
+}
+
+/// The whole document, pixel by pixel.
+fn reference(picture: &PictureRef<'_>, dst: (usize, usize)) -> Vec<u8> {
+    let int = |n: usize| i64::try_from(n).expect("small");
+    let letterbox = Letterbox::new((picture.width, picture.height), dst);
+    // Plane, offset, step, pixels in a sample across and down: section 2.
+    let components: [(usize, usize, usize, i64, i64); 3] = match picture.format {
+        PixelFormat::Nv12 => [(0, 0, 1, 1, 1), (1, 0, 2, 2, 2), (1, 1, 2, 2, 2)],
+        PixelFormat::I420 => [(0, 0, 1, 1, 1), (1, 0, 1, 2, 2), (2, 0, 1, 2, 2)],
+        PixelFormat::Yuy2 => [(0, 0, 2, 1, 1), (0, 1, 4, 2, 1), (0, 3, 4, 2, 1)],
+        PixelFormat::Rgb => [(0, 0, 3, 1, 1), (0, 1, 3, 1, 1), (0, 2, 3, 1, 1)],
+        PixelFormat::Rgba => [(0, 0, 4, 1, 1), (0, 1, 4, 1, 1), (0, 2, 4, 1, 1)],
+        PixelFormat::Bgrx => [(0, 2, 4, 1, 1), (0, 1, 4, 1, 1), (0, 0, 4, 1, 1)],
+        PixelFormat::Gray8 => [(0, 0, 1, 1, 1); 3],
+    };
+    let sample = |(plane_idx, offset, step, px, py): (usize, usize, usize, i64, i64), x: usize, y: usize| {
+        let (first_row, row_weights) = taps(int(picture.height), py, int(letterbox.resized.1), int(y));
+        let (first_column, column_weights) = taps(int(picture.width), px, int(letterbox.resized.0), int(x));
+        let mut sum = 1 << 20;
+        for (column, weight) in (usize::try_from(first_column).expect("not negative")..).zip(column_weights) {
+            let rows = (usize::try_from(first_row).expect("not negative")..).zip(&row_weights);
+            let down: i64 = rows.map(|(row, w)| w * i64::from(picture.row(plane_idx, row)[offset + column * step])).sum();
+            sum += weight * ((down + 64) >> 7);
+        }
+        sum >> 21
+    };
+    let (black, gain, rv, gu, gv, bu) = match (picture.color.matrix, picture.color.range) {
+        (ColorMatrix::Bt601, ColorRange::Limited) => (16, 9539, 13_075, 3209, 6660, 16_525),
+        (ColorMatrix::Bt601, ColorRange::Full) => (0, 8192, 11_485, 2819, 5850, 14_516),
+        (ColorMatrix::Bt709, ColorRange::Limited) => (16, 9539, 14_686, 1747, 4366, 17_305),
+        (ColorMatrix::Bt709, ColorRange::Full) => (0, 8192, 12_901, 1535, 3835, 15_201),
+    };
+    let mut out = vec![114; dst.0 * dst.1 * 3];
+    for y in 0..letterbox.resized.1 {
+        for x in 0..letterbox.resized.0 {
+            let [a, b, c] = components.map(|component| sample(component, x, y));
+            let rgb = if picture.format.is_yuv() {
+                let (luma, u, v) = (gain * (a - black) + (1 << 12), b - 128, c - 128);
+                [luma + rv * v, luma - gu * u - gv * v, luma + bu * u].map(|value| (value >> 13).clamp(0, 255))
+            } else {
+                [a, b, c]
+            };
+            let at = 3 * ((letterbox.pad.1 + y) * dst.0 + letterbox.pad.0 + x);
+            out[at..at + 3].copy_from_slice(&rgb.map(|value| u8::try_from(value).expect("a byte")));
+        }
+    }
+    out
+}
+
+fn check(format: PixelFormat, size: (usize, usize), dst: (usize, usize), color: ColorInfo, padding: usize, content: Content) {
+    let planes = planes(format, size, padding, content);
+    let picture = picture(format, size, color, &planes);
+    let want = reference(&picture, dst);
+    for_each_isa(|kernels| {
+        let got = run(&picture, dst, kernels);
+        let wrong = got.iter().zip(&want).position(|(got, want)| got != want);
+        assert!(
+            wrong.is_none(),
+            "{}: {format} {size:?} to {dst:?}: byte {wrong:?} is {:?}, expected {:?}",
+            kernels.isa().name(),
+            wrong.map(|at| got[at]),
+            wrong.map(|at| want[at])
+        );
+    });
+}
+
+#[test]
+fn skipped_instruction_sets_are_named() {
+    for isa in Isa::ALL.iter().filter(|&&isa| Kernels::new(isa).is_none()) {
+        eprintln!("skipped: {}: this CPU or this build does not have it", isa.name());
+    }
+}
+
+/// Sizes around the widths of registers, whole ratios, one pixel, and both ends of the range.
+#[test]
+fn every_format_and_the_sizes_that_matter() {
+    for format in PixelFormat::ALL {
+        for (size, dst) in [
+            ((1, 1), (3, 2)),
+            ((1, 1), (40, 33)),
+            ((2, 3), (17, 16)),
+            ((31, 5), (31, 5)),
+            ((32, 32), (8, 8)),
+            ((33, 17), (16, 9)),
+            ((63, 64), (15, 31)),
+            ((65, 40), (7, 4)),
+            ((128, 8), (20, 20)),
+            ((129, 130), (50, 64)),
+            ((97, 61), (113, 70)),
+            ((24, 24), (192, 192)),
+            ((720, 90), (45, 32)),
+            ((64, 640), (40, 40)),
+        ] {
+            check(format, size, dst, ColorInfo::default(), 3, Content::Noise(1));
+            check(format, size, dst, ColorInfo::default(), 0, Content::Extremes(2));
+        }
+    }
+}
+
+fn color() -> impl Strategy<Value = ColorInfo> {
+    (
+        prop_oneof![Just(ColorMatrix::Bt601), Just(ColorMatrix::Bt709)],
+        prop_oneof![Just(ColorRange::Limited), Just(ColorRange::Full)],
+    )
+        .prop_map(|(matrix, range)| ColorInfo { matrix, range })
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(96))]
+    #[test]
+    fn any_size_and_scale_from_a_sixteenth_to_eight(
+        format in proptest::sample::select(&PixelFormat::ALL[..]), color in color(), padding in 0_usize..40,
+        dst in (1_usize..70, 1_usize..50), scale in (1_usize..=128, 1_usize..=128), seed in any::<u32>(), is_extreme in any::<bool>(),
+    ) {
+        let size = ((dst.0 * scale.0).div_ceil(8).min(600), (dst.1 * scale.1).div_ceil(8).min(400));
+        let content = if is_extreme { Content::Extremes(seed) } else { Content::Noise(seed) };
+        check(format, size, dst, color, padding, content);
+    }
+}
+
+#[test]
+fn weights_are_computed_once_for_each_change_of_geometry() {
+    let mut preprocessor = Preprocessor::new((64, 48));
+    let mut out = vec![0; 64 * 48 * 3];
+    let mut look = |format, size| {
+        let planes = planes(format, size, 0, Content::Noise(3));
+        preprocessor.run(&picture(format, size, ColorInfo::default(), &planes), &mut out);
+        preprocessor.n_rebuilds()
+    };
+    let (small, large) = ((80, 60), (160, 120));
+    assert_eq!(look(PixelFormat::Nv12, small), 1);
+    assert_eq!(look(PixelFormat::Nv12, small), 1);
+    assert_eq!(look(PixelFormat::Nv12, large), 2);
+    assert_eq!(look(PixelFormat::I420, large), 3);
+    assert_eq!(look(PixelFormat::I420, large), 3);
+}
+
+/// Bytes between two pages that must not be touched.
+#[cfg(target_os = "linux")]
+struct Guarded {
+    start: *mut libc::c_void,
+    page: usize,
+    pages: usize,
+}
+
+#[cfg(target_os = "linux")]
+impl Guarded {
+    /// Room for `len` bytes.
+    fn new(len: usize) -> Self {
+        // SAFETY: a question.
+        let page = usize::try_from(unsafe { libc::sysconf(libc::_SC_PAGESIZE) }).expect("a page has a size");
+        let pages = len.div_ceil(page);
+        // SAFETY: new pages, as many as asked for; the first and the last are taken away, which nothing refers to.
+        let start = unsafe {
+            let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS;
+            let all = libc::mmap(std::ptr::null_mut(), (pages + 2) * page, libc::PROT_READ | libc::PROT_WRITE, flags, -1, 0);
+            assert!(all != libc::MAP_FAILED, "pages");
+            assert_eq!(libc::mprotect(all, page, libc::PROT_NONE), 0, "a page before");
+            assert_eq!(libc::mprotect(all.byte_add((pages + 1) * page), page, libc::PROT_NONE), 0, "a page after");
+            all
+        };
+        Self { start, page, pages }
+    }
+
+    /// `bytes` where the pages end, or where they begin.
+    fn place(&mut self, bytes: &[u8], is_at_end: bool) -> &[u8] {
+        assert!(bytes.len() <= self.pages * self.page, "they fit");
+        let offset = self.page + if is_at_end { self.pages * self.page - bytes.len() } else { 0 };
+        // SAFETY: between the two pages, which live as long as `self`.
+        let room = unsafe { std::slice::from_raw_parts_mut(self.start.byte_add(offset).cast::<u8>(), bytes.len()) };
+        room.copy_from_slice(bytes);
+        room
+    }
+}
+
+#[cfg(target_os = "linux")]
+impl Drop for Guarded {
+    fn drop(&mut self) {
+        // SAFETY: the pages that `new` asked for.
+        unsafe { libc::munmap(self.start, (self.pages + 2) * self.page) };
+    }
+}
+
+/// The page behind the last byte of every plane, and the one before the first, cannot be read.
+#[test]
+#[cfg(target_os = "linux")]
+fn nothing_outside_of_the_planes_is_read() {
+    for format in PixelFormat::ALL {
+        for (size, dst) in [((33, 9), (16, 16)), ((641, 35), (96, 64)), ((5, 3), (32, 32)), ((127, 66), (127, 66))] {
+            let planes = planes(format, size, 0, Content::Noise(9));
+            let mut rooms: Vec<Guarded> = planes.iter().map(|(data, _)| Guarded::new(data.len())).collect();
+            for is_at_end in [true, false] {
+                let mut refs = [PlaneRef::default(); 3];
+                for ((plane, room), (data, stride_bytes)) in refs.iter_mut().zip(&mut rooms).zip(&planes) {
+                    *plane = PlaneRef { data: room.place(data, is_at_end), stride_bytes: *stride_bytes };
+                }
+                let guarded = PictureRef::new(format, size.0, size.1, ColorInfo::default(), refs).expect("a picture");
+                let plain = picture(format, size, ColorInfo::default(), &planes);
+                for_each_isa(|kernels| assert!(run(&guarded, dst, kernels) == run(&plain, dst, kernels), "{format} {size:?}"));
+            }
+        }
+    }
+}

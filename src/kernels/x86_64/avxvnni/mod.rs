@@ -9,6 +9,7 @@
 
 mod conv;
 mod depthwise;
+mod winograd;
 
 use super::boxed;
 use crate::kernels::{Layout, OpSpec, PackCache, RowKernel};
@@ -30,7 +31,8 @@ pub(in crate::kernels) fn prepare(
 ) -> Option<Box<dyn RowKernel>> {
     match op {
         OpSpec::Conv(spec) if spec.is_depthwise() => boxed(depthwise::Depthwise::new(spec, inputs[0], output)),
-        OpSpec::Conv(spec) => boxed(conv::Conv::new(spec, inputs[0], output, cache)),
+        OpSpec::Conv(spec) => boxed(winograd::Conv::new(spec, inputs[0], output, cache))
+            .or_else(|| boxed(conv::Conv::new(spec, inputs[0], output, cache))),
         _ => None,
     }
 }
@@ -92,14 +94,15 @@ mod tests {
             eprintln!("skipped: this CPU has no AVX-512 VNNI to run the kernels of AVX-VNNI with");
             return;
         }
+        let mut n_transformed = 0;
         let every_block = [1, 8, 9, 17, 27, 32, 40, 64, 70].map(|out| ((12, out), 1, 3, 1));
-        let others = [((3, 24), 1, 3, 2), ((64, 33), 1, 1, 1), ((32, 64), 4, 3, 1)];
+        let others = [((3, 24), 1, 3, 2), ((64, 33), 1, 1, 1), ((32, 64), 4, 3, 1), ((20, 16), 1, 3, 1), ((16, 70), 1, 3, 1)];
         let depthwise = [1, 16, 24, 32, 33, 58, 96].map(|c| ((c, c), c, 3, 1));
         let strided = [((40, 40), 40, 5, 2), ((16, 16), 16, 1, 1)];
         for (channels, groups, side, stride) in every_block.into_iter().chain(others).chain(depthwise).chain(strided) {
-            for (width, range) in [(1, (0, 255)), (6, (0, 255)), (13, (40, 200))] {
+            for (width, range) in [(1, (0, 255)), (8, (0, 255)), (13, (40, 200))] {
                 let spec = spec(channels, groups, side, stride, range);
-                let shape = Shape { h: 5, w: width, c: channels.0 };
+                let shape = Shape { h: 7, w: width, c: channels.0 };
                 let halo = spec.window.halo(shape);
                 let input = if channels.0 == 3 { Layout::picture(shape, halo) } else { Layout::padded(shape, halo) };
                 let (h, w) = spec.window.output(shape.h, shape.w).expect("the window fits");
@@ -117,6 +120,14 @@ mod tests {
                         let conv = conv::Conv::new(&spec, input, output, &mut PackCache::default()).expect("it suits");
                         conv.rows_with(conv::evex::tile_fn, &[&values], 0, &mut got);
                     }
+                    if let Some(conv) = winograd::Conv::new(&spec, input, output, &mut PackCache::default()) {
+                        n_transformed += 1;
+                        let mut same = vec![0; output.len()];
+                        conv.rows_with(winograd::evex::steps, &[&values], 0, &mut same);
+                        for (y, x) in (0..h).flat_map(|y| (0..w).map(move |x| (y, x))) {
+                            assert_eq!(output.pixel(&same, y, x), output.pixel(&got, y, x), "{channels:?}, at {y} {x} of {w}");
+                        }
+                    }
                 }
                 scalar::prepare(&OpSpec::Conv(spec), &[input], output).rows(&[&values], 0, &mut want);
                 for (y, x) in (0..h).flat_map(|y| (0..w).map(move |x| (y, x))) {
@@ -125,5 +136,6 @@ mod tests {
                 }
             }
         }
+        assert!(n_transformed > 0, "no convolution is transformed");
     }
 }

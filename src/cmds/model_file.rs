@@ -3,7 +3,7 @@
 use super::Failure;
 use anyhow::Context;
 use fovea::executor::{Executor, LoadError, LoadOptions, Network};
-use fovea::pipeline::detector::{OpenError, hex, read_network};
+use fovea::pipeline::detector::{OpenError, hex, read_network, read_network_file};
 use fovea::retinanet::Manifest;
 use sha2::{Digest, Sha256};
 use std::path::{Path, PathBuf};
@@ -48,7 +48,7 @@ impl ModelFile {
             return Ok(Self { path, manifest: Some(manifest), bytes });
         }
         let hint = "give a model folder (with manifest.toml) or an .onnx file";
-        let bytes = std::fs::read(path).with_context(|| format!("cannot read {}; {hint}", path.display()));
+        let bytes = read_network_file(path).with_context(|| format!("cannot read {}; {hint}", path.display()));
         Ok(Self { path: path.to_owned(), manifest: None, bytes: bytes.map_err(Failure::request)? })
     }
 

@@ -9,6 +9,7 @@ mod functions;
 mod moves;
 mod qoperator;
 
+use super::limits::{MAX_ACTIVATION_LEN, MAX_NODES, MAX_WEIGHT_BYTES};
 use super::onnx::{self, Attributes, Constant, GraphProto, NodeProto, TensorValues};
 use crate::kernels::{AddTerm, ConvSpec, OpSpec, Requantization, Shape, Window};
 use crate::quant::{self, QuantParams};
@@ -16,9 +17,6 @@ use functions::{FUNCTIONS, Samples};
 use moves::{MAX_PAD, MOVES, View};
 use std::collections::HashMap;
 use std::sync::Arc;
-
-/// Most values that one activation may have.
-const MAX_ACTIVATION_LEN: usize = 1 << 27;
 
 /// A value of the graph: an activation in `[H, W, C]`.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -97,6 +95,8 @@ struct Lowering<'a> {
     reals: HashMap<&'a str, Lowered<Real>>,
     /// Weights of convolutions by the names of their constant and its zero point: several convolutions may share them.
     weights: HashMap<(&'a str, &'a str), Arc<[i8]>>,
+    /// Bytes of weights, biases and multipliers so far.
+    weight_bytes: usize,
     out: IntGraph,
 }
 
@@ -118,6 +118,9 @@ pub(super) fn lower(graph: &GraphProto) -> Lowered<IntGraph> {
             constants.insert(name, constant);
         }
     }
+    if let Some(node) = graph.node.iter().find(|node| node.output.len() > MAX_NODES) {
+        return Err(unsupported(node, format!("{} outputs; at most {MAX_NODES} are supported", node.output.len())));
+    }
     let nodes = qoperator::as_qdq(&sorted(graph)?)?;
     let producers = nodes.iter().flat_map(|node| node.output.iter().map(move |output| (output.as_str(), node))).collect();
     let inputs: Vec<_> = graph.input.iter().filter(|input| !constants.contains_key(input.name.as_str())).collect();
@@ -134,7 +137,7 @@ pub(super) fn lower(graph: &GraphProto) -> Lowered<IntGraph> {
         outputs: Vec::new(),
     };
     let (quantized, reals, weights) = (HashMap::new(), HashMap::new(), HashMap::new());
-    let mut lowering = Lowering { graph, constants, producers, quantized, reals, weights, out };
+    let mut lowering = Lowering { graph, constants, producers, quantized, reals, weights, weight_bytes: 0, out };
     for node in &nodes {
         lowering.read(node)?;
     }
@@ -336,12 +339,29 @@ impl<'a> Lowering<'a> {
         let Shape { h, w, c } = activation.shape;
         let len = h.checked_mul(w).and_then(|hw| hw.checked_mul(c));
         if len.is_none_or(|len| len == 0 || len > MAX_ACTIVATION_LEN) {
-            return Err(unsupported(node, format!("its output of {c}x{h}x{w} values is empty or too large")));
+            let reason =
+                format!("its output of {c}x{h}x{w} values is empty or too large; at most {MAX_ACTIVATION_LEN} are supported");
+            return Err(unsupported(node, reason));
+        }
+        if self.out.steps.len() >= MAX_NODES {
+            return Err(unsupported(node, format!("the network has more than {MAX_NODES} steps")));
+        }
+        if let OpSpec::Conv(spec) = &operator {
+            self.weigh(node, 8 * spec.out_channels())?;
         }
         let output = self.out.values.len();
         self.out.values.push(activation);
         self.out.steps.push(Step { name: label(node), operator, inputs, output });
         Ok(Quantized::plain(output))
+    }
+
+    /// Counts what a convolution holds: many may share their weights, so that the file says nothing about it.
+    fn weigh(&mut self, node: &NodeProto, bytes: usize) -> Lowered<()> {
+        self.weight_bytes = self.weight_bytes.saturating_add(bytes);
+        if self.weight_bytes > MAX_WEIGHT_BYTES {
+            return Err(unsupported(node, format!("the network has more than {MAX_WEIGHT_BYTES} bytes of weights")));
+        }
+        Ok(())
     }
 
     fn activation(&self, id: ValueId) -> Activation {
@@ -419,7 +439,9 @@ impl<'a> Lowering<'a> {
                 symmetric(&constant.values, point, dims[0]).map_err(|reason| unsupported(dq, reason))?
             }
         };
-        self.weights.insert(key, weights.clone());
+        if self.weights.insert(key, weights.clone()).is_none() {
+            self.weigh(node, weights.len())?;
+        }
         let scales = self.floats(dq, input_of(dq, 1)?)?;
         let scales = match scales {
             [scale] => vec![*scale; dims[0]],
@@ -666,6 +688,9 @@ impl<'a> Lowering<'a> {
     fn outputs(&mut self) -> Lowered<()> {
         for output in &self.graph.output {
             let name = output.name.as_str();
+            if self.out.outputs.len() >= MAX_NODES {
+                return Err(graph_error(format!("more than {MAX_NODES} outputs")));
+            }
             let made_by = *self.producers.get(name).ok_or_else(|| graph_error(format!("nothing makes the output `{name}`")))?;
             let refused = |what: &str| Err(unsupported(made_by, format!("the output `{name}` {what}")));
             match self.reals.get(name) {
@@ -789,7 +814,9 @@ fn output_of(node: &NodeProto) -> Lowered<&str> {
 }
 
 fn label(node: &NodeProto) -> String {
-    if node.name.is_empty() { node.output.first().cloned().unwrap_or_default() } else { node.name.clone() }
+    let name = if node.name.is_empty() { node.output.first().map_or("", String::as_str) } else { &node.name };
+    // Enough to find it.
+    name.chars().take(200).collect()
 }
 
 fn unsupported(node: &NodeProto, reason: String) -> LowerError {

@@ -9,11 +9,15 @@ mod arena;
 mod float;
 mod fuse;
 mod graph;
+mod limits;
 pub mod onnx;
 mod ops;
 mod plan;
 
 pub use graph::LowerError;
+pub use limits::{
+    MAX_ACTIVATION_BYTES, MAX_ACTIVATION_LEN, MAX_DECODED_LEN, MAX_FILE_LEN, MAX_NODES, MAX_WEIGHT_BYTES, TooLarge,
+};
 
 use crate::kernels::{Kernels, Reals, Shape, Table};
 use crate::quant::QuantParams;
@@ -42,6 +46,9 @@ pub enum LoadError {
     /// Not an ONNX file, or cut short.
     #[error("not a readable ONNX model ({0}); export it again")]
     Decode(String),
+    /// More than is supported of something.
+    #[error("the network is too large: {0}")]
+    TooLarge(#[from] TooLarge),
     /// A quantised network with a node that has no integer form.
     #[error("the network cannot run in integers: {0}")]
     Lower(#[from] LowerError),
@@ -143,8 +150,15 @@ impl Network {
     /// # Errors
     /// [`LoadError`]; see there.
     pub fn load(bytes: &[u8], options: &LoadOptions) -> Result<Self, LoadError> {
+        limits::check("bytes", bytes.len(), MAX_FILE_LEN)?;
+        let decoded_len = limits::decoded_len(bytes).ok_or_else(|| LoadError::Decode("not protobuf, or cut short".into()))?;
+        limits::check("bytes when it is decoded", decoded_len, MAX_DECODED_LEN)?;
         let model = onnx::decode(bytes).map_err(|error| LoadError::Decode(error.to_string()))?;
         let graph = model.graph.as_ref().ok_or_else(|| LoadError::Decode("it has no graph".into()))?;
+        limits::check("nodes", graph.node.len(), MAX_NODES)?;
+        if let Some(tensor) = onnx::external_tensor(graph) {
+            return Err(LoadError::Decode(format!("the data of its tensor `{tensor}` lie outside the file")));
+        }
         if graph.node.is_empty() {
             return Err(LoadError::Decode("its graph is empty".into()));
         }

@@ -10,6 +10,9 @@ use prost::Message;
 /// Most values that one tensor of a file may have.
 const MAX_TENSOR_LEN: usize = 1 << 28;
 
+/// Most dimensions.
+const MAX_RANK: usize = 8;
+
 /// Why a tensor of a file cannot be read.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("tensor `{name}`: {reason}")]
@@ -32,6 +35,16 @@ pub fn decode(bytes: &[u8]) -> Result<ModelProto, prost::DecodeError> {
 #[must_use]
 pub fn encode(model: &ModelProto) -> Vec<u8> {
     model.encode_to_vec()
+}
+
+/// The first tensor of a graph whose data lie in another file. None is ever opened.
+#[must_use]
+pub fn external_tensor(graph: &GraphProto) -> Option<&str> {
+    let of_nodes = graph.node.iter().flat_map(|node| &node.attribute).filter_map(|attribute| attribute.t.as_ref());
+    let is_external = |tensor: &&TensorProto| {
+        tensor.data_location() == tensor_proto::DataLocation::External || !tensor.external_data.is_empty()
+    };
+    graph.initializer.iter().chain(of_nodes).find(is_external).map(|tensor| tensor.name.as_str())
 }
 
 /// Values of a constant tensor.
@@ -68,6 +81,9 @@ impl Constant {
     pub fn read(tensor: &TensorProto) -> Result<Self, TensorError> {
         use tensor_proto::DataType;
         let fail = |reason: String| TensorError { name: tensor.name.clone(), reason };
+        if tensor.dims.len() > MAX_RANK {
+            return Err(fail(format!("{} dimensions; at most {MAX_RANK} are supported", tensor.dims.len())));
+        }
         let mut len = 1_usize;
         let mut dims = Vec::with_capacity(tensor.dims.len());
         for &dim in &tensor.dims {
@@ -77,9 +93,6 @@ impl Constant {
                 .filter(|&len| len <= MAX_TENSOR_LEN)
                 .ok_or_else(|| fail(format!("shape {:?} is too large", tensor.dims)))?;
             dims.push(dim);
-        }
-        if tensor.data_location() == tensor_proto::DataLocation::External {
-            return Err(fail("its data lies outside the file; save the model with its data inside".into()));
         }
         let raw = &tensor.raw_data;
         let values = match DataType::try_from(tensor.data_type) {

@@ -3,6 +3,7 @@
 use super::arena::{ArenaPlan, regions};
 use super::fuse::fuse;
 use super::graph::IntGraph;
+use super::limits;
 use super::ops::{QuantRegion, in_arena, macs, work};
 use super::{Census, LayerInfo, LoadError, LoadOptions, OpCount, OutputInfo, RunError};
 use crate::kernels::{Kernels, Layout, PackCache, Place, PlacedKernel, Pool, Reals, Region, Shape, Table};
@@ -45,6 +46,9 @@ impl IntPlan {
         fuse(&mut graph);
         let regions = regions(&graph, pool.threads());
         let plan = ArenaPlan::new(&graph, &regions);
+        let output_bytes = graph.outputs.iter().map(|(_, id)| graph.values[*id].shape.len());
+        let activation_bytes = output_bytes.fold(plan.len, usize::saturating_add);
+        limits::check("bytes of activations", activation_bytes, limits::MAX_ACTIVATION_BYTES)?;
         let engine = |error: TractError| LoadError::Engine(format!("{error:#}"));
         let mut layers = Vec::with_capacity(graph.steps.len());
         let state = Self::state(&graph, &plan, &regions, options.kernels, &pool, &mut layers).map_err(engine)?;

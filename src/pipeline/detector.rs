@@ -3,12 +3,14 @@
 use super::clock::Stopwatch;
 use super::ports::{Detect, DetectError, StageTimes};
 use crate::detection::Detection;
-use crate::executor::{Executor, LoadError, LoadOptions};
+use crate::executor::{Executor, LoadError, LoadOptions, MAX_FILE_LEN};
 use crate::frame::{Letterbox, PictureRef};
 use crate::postprocess::Postprocessor;
 use crate::preprocess::Preprocessor;
 use crate::retinanet::{Manifest, ManifestError};
 use sha2::{Digest, Sha256};
+use std::fs::File;
+use std::io::Read;
 use std::path::{Path, PathBuf};
 
 /// How to open a model.
@@ -79,7 +81,7 @@ pub fn read_manifest(model_dir: &Path) -> Result<Manifest, OpenError> {
 pub fn read_network(model_dir: &Path) -> Result<(Manifest, PathBuf, Vec<u8>), OpenError> {
     let manifest = read_manifest(model_dir)?;
     let path = model_dir.join(&manifest.network.file);
-    let bytes = std::fs::read(&path).map_err(|source| OpenError::Read { path: path.clone(), source })?;
+    let bytes = read_network_file(&path).map_err(|source| OpenError::Read { path: path.clone(), source })?;
     if let Some(expected) = &manifest.network.sha256 {
         let found = hex(&Sha256::digest(&bytes));
         if !found.eq_ignore_ascii_case(expected) {
@@ -87,6 +89,17 @@ pub fn read_network(model_dir: &Path) -> Result<(Manifest, PathBuf, Vec<u8>), Op
         }
     }
     Ok((manifest, path, bytes))
+}
+
+/// Reads a network file; of one that is larger than a network may be, only as much as shows it.
+///
+/// # Errors
+/// What the system says.
+pub fn read_network_file(path: &Path) -> std::io::Result<Vec<u8>> {
+    let mut bytes = Vec::new();
+    let most = u64::try_from(MAX_FILE_LEN).unwrap_or(u64::MAX).saturating_add(1);
+    File::open(path)?.take(most).read_to_end(&mut bytes)?;
+    Ok(bytes)
 }
 
 /// A model, ready to look at pictures.

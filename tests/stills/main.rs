@@ -1,7 +1,6 @@
 //! Still pictures: the figures under them, the kernels, and the commands `detect`, `eval`, `inspect` through the binary.
 
 mod commands;
-mod damage;
 mod figures;
 mod golden;
 mod pictures;

@@ -26,6 +26,9 @@ pub(super) const MOVES: [&str; 12] = [
 /// Most rows and columns of padding on one side.
 pub(super) const MAX_PAD: usize = 64;
 
+/// Most values of a list of sizes or channels.
+const MAX_LIST: usize = 1 << 16;
+
 /// How ONNX sees a map.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum View {
@@ -142,6 +145,7 @@ impl<'a> Lowering<'a> {
         let sizes = stated.unwrap_or_else(|| vec![from.shape.c / n_parts.max(1); n_parts]);
         let sum = sizes.iter().try_fold(0_usize, |sum, &size| sum.checked_add(size));
         if sizes.len() != n_parts || sum != Some(from.shape.c) || sizes.contains(&0) {
+            let sizes = &sizes[..sizes.len().min(8)];
             return Err(unsupported(node, format!("parts of {sizes:?} channels out of {}", from.shape.c)));
         }
         self.channels(node, input, sizes[..part].iter().sum(), sizes[part])
@@ -298,8 +302,8 @@ impl<'a> Lowering<'a> {
             let first = current.get(..axis).map_or(1, |dims| dims.iter().product());
             return Ok(vec![first, shape.len() / first]);
         }
-        let Some(asked) = asked else {
-            return Err(unsupported(node, "its shape must be a constant".into()));
+        let Some(asked) = asked.filter(|asked| asked.len() <= 8) else {
+            return Err(unsupported(node, "its shape must be a constant of at most 8 sizes".into()));
         };
         let mut target = Vec::with_capacity(asked.len());
         let mut open = None;
@@ -322,7 +326,8 @@ impl<'a> Lowering<'a> {
     /// Values of a constant list of integers.
     fn ints(&self, node: &NodeProto, name: &str) -> Lowered<&[i64]> {
         match self.constants.get(name).map(|constant| &constant.values) {
-            Some(TensorValues::I64(values)) => Ok(values),
+            Some(TensorValues::I64(values)) if values.len() <= MAX_LIST => Ok(values),
+            Some(TensorValues::I64(_)) => Err(unsupported(node, format!("`{name}` has more than {MAX_LIST} values"))),
             _ => Err(unsupported(node, format!("`{name}` must be a constant i64"))),
         }
     }

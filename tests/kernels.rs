@@ -285,10 +285,10 @@ fn convolutions_near_the_limit_of_their_accumulators() {
 /// -128 is not what quantisers write, but it is a weight, and twice its product with -128 does not fit 16 bits.
 #[test]
 fn convolutions_with_the_lowest_weight() {
-    let k3 = window((3, 3), (1, 1), (1, 1), [1; 4]);
-    for (groups, channels, seed) in [(1, 20, 1), (20, 20, 2), (1, 20, 3)] {
-        let mut layer = layer(shape(4, 6, channels), k3, (groups, channels), seed, true);
-        let lowest = |w: i8| if w < 0 || seed < 3 { i8::MIN } else { 127 };
+    let (k1, k3) = (window((1, 1), (1, 1), (1, 1), [0; 4]), window((3, 3), (1, 1), (1, 1), [1; 4]));
+    for (window, groups, seed) in [(k1, 1, 1), (k3, 1, 2), (k3, 40, 3), (k1, 1, 4)] {
+        let mut layer = layer(shape(4, 8, 40), window, (groups, 40), seed, true);
+        let lowest = |w: i8| if w < 0 || seed < 4 { i8::MIN } else { 127 };
         layer.spec.weights = layer.spec.weights.iter().map(|&w| lowest(w)).collect();
         conv_agrees(&layer);
     }

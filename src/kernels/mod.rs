@@ -23,6 +23,8 @@ pub mod scalar;
 mod then;
 #[expect(unsafe_code, reason = "calls vector kernels: see the safety comments")]
 mod tiles;
+#[expect(unsafe_code, reason = "calls vector kernels: see the safety comments")]
+mod winograd;
 #[cfg(target_arch = "x86_64")]
 mod x86_64;
 

@@ -75,6 +75,8 @@ pub(super) enum Products {
     Pairs,
     /// Two words for each lane, of transformed weights.
     Transformed,
+    /// One word for each lane, of transformed weights.
+    TransformedSingles,
     /// Four signed bytes for each lane: a dot product.
     SignedQuads,
     /// Eight bytes for each lane: a matrix product.
@@ -87,7 +89,7 @@ impl Products {
     /// What the kernel subtracts from activations before it multiplies: 128 where it takes them as signed bytes.
     const fn origin(self) -> u8 {
         match self {
-            Self::Quads | Self::Pairs | Self::Transformed | Self::Octets => 0,
+            Self::Quads | Self::Pairs | Self::Transformed | Self::TransformedSingles | Self::Octets => 0,
             Self::SignedQuads | Self::SignedSixteens => 128,
         }
     }
@@ -95,7 +97,7 @@ impl Products {
     /// Quads that are packed side by side.
     const fn depth(self) -> usize {
         match self {
-            Self::Quads | Self::Pairs | Self::Transformed | Self::SignedQuads => 1,
+            Self::Quads | Self::Pairs | Self::Transformed | Self::TransformedSingles | Self::SignedQuads => 1,
             Self::Octets => 2,
             Self::SignedSixteens => 4,
         }
@@ -201,9 +203,10 @@ impl PackedWeights {
                     bytes.extend(small.into_iter().flat_map(|(_, weights)| weights.into_flattened()));
                     bytes.extend(large.iter().flat_map(|(_, weights)| words(weights)));
                 }
-                Products::Transformed => {
+                Products::Transformed | Products::TransformedSingles => {
                     let all: Vec<_> = all.map(|(_, weights)| weights).collect();
-                    bytes.extend(transformed(&all, quads.len()));
+                    let in_lane = if scheme.products == Products::Transformed { 2 } else { 1 };
+                    bytes.extend(transformed(&all, quads.len(), in_lane));
                 }
             }
             blocks.push(block);
@@ -243,8 +246,8 @@ pub(super) fn words(weights: &[[i8; 4]]) -> impl Iterator<Item = i8> {
 /// Rows of `G` of Winograd's F(4, 3) times 24, 6, 6, 24, 24 and 6: integers, of which no transformed weight leaves 16 bits (49 x 128).
 const WINOGRAD_G: [[i16; 3]; 6] = [[6, 0, 0], [-1, -1, -1], [-1, 1, -1], [1, 2, 4], [1, -2, 4], [0, 0, 6]];
 
-/// Words of `G w G^T` of 3x3 weights `[tap][quad][lane][4]`: `[position][pair of channels][lane][2]`.
-fn transformed(weights: &[Vec<[i8; 4]>], n_quads: usize) -> Vec<i8> {
+/// Words of `G w G^T` of 3x3 weights `[tap][quad][lane][4]`: `[position][channels][lane][in_lane]`, `in_lane` being 1 or 2 channels.
+fn transformed(weights: &[Vec<[i8; 4]>], n_quads: usize, in_lane: usize) -> Vec<i8> {
     let n_lanes = weights.first().map_or(0, Vec::len);
     let row_of = |row: [i16; 3], values: [i16; 3]| row.iter().zip(values).map(|(g, value)| g * value).sum::<i16>();
     let mut words = vec![0_i16; 36 * n_quads * 4 * n_lanes];
@@ -252,7 +255,8 @@ fn transformed(weights: &[Vec<[i8; 4]>], n_quads: usize) -> Vec<i8> {
         let w = |ky: usize, kx: usize| i16::from(weights[(3 * ky + kx) * n_quads + quad][lane][i]);
         let rows = WINOGRAD_G.map(|g| [0, 1, 2].map(|kx| row_of(g, [w(0, kx), w(1, kx), w(2, kx)])));
         for (position, value) in rows.iter().flat_map(|&row| WINOGRAD_G.map(|g| row_of(g, row))).enumerate() {
-            words[((position * 2 * n_quads + 2 * quad + i / 2) * n_lanes + lane) * 2 + i % 2] = value;
+            let group = (4 * (position * n_quads + quad) + i) / in_lane;
+            words[(group * n_lanes + lane) * in_lane + i % in_lane] = value;
         }
     }
     words.into_iter().flat_map(|w| w.to_le_bytes().map(u8::cast_signed)).collect()

@@ -1,8 +1,8 @@
 //! Depthwise convolution: 16 channels of 2 pixels at a time.
 //!
 //! Two taps are taken together: `smull` and `smlal` add their products in 16 bits, `saddw` adds that to the 32-bit sums. Weights are
-//! `[block of 16][tap][channel]`; an odd number of taps is filled up with one of weight 0. Exact under the same condition as the
-//! convolution: not twice -128 in one pair of taps.
+//! `[block of 16][pair][tap of the pair][channel]`; an odd number of taps is filled up with one of weight 0. The sum fits 16 bits
+//! unless both weights are -128: where there is such a pair, every tap is paired with one of weight 0.
 
 use super::requantize::Range;
 use crate::kernels::op::check_buffers;
@@ -36,20 +36,22 @@ impl Depthwise {
             ky * window.dilation.0 * input.row_stride() + kx * window.dilation.1 * input.pixel_stride
         };
         let (n_taps, padded) = (window.n_taps(), n.next_multiple_of(16));
-        let n_pairs = n_taps.div_ceil(2);
+        let leaves = |tap: usize| (0..n).any(|c| spec.weight(c, 0, tap) == i8::MIN && spec.weight(c, 0, tap + 1) == i8::MIN);
+        let in_pair = if (0..n_taps - 1).step_by(2).any(leaves) { 1 } else { 2 };
+        let pairs: Vec<_> = (0..n_taps).step_by(in_pair).map(|tap| [Some(tap), Some(tap + 1).filter(|_| in_pair == 2)]).collect();
+        let pairs: Vec<_> = pairs.into_iter().map(|pair| pair.map(|tap| tap.filter(|&tap| tap < n_taps))).collect();
         let mut weights = Vec::new();
         for first in (0..n).step_by(16) {
-            for tap in 0..2 * n_pairs {
-                weights.extend((first..first + 16).map(|c| if c < n && tap < n_taps { spec.weight(c, 0, tap) } else { 0 }));
+            for tap in pairs.as_flattened() {
+                weights.extend((first..first + 16).map(|c| tap.filter(|_| c < n).map_or(0, |tap| spec.weight(c, 0, tap))));
             }
         }
-        let is_exact = weights.chunks_exact(32).all(|pair| (0..16).all(|c| pair[c] != i8::MIN || pair[16 + c] != i8::MIN));
-        is_exact.then(|| Self {
+        Some(Self {
             input,
             output,
             stride: window.stride,
             lead: window.pads[0] * input.row_stride() + window.pads[1] * input.pixel_stride,
-            taps: (0..n_pairs).map(|pair| [offset(2 * pair), offset((2 * pair + 1).min(n_taps - 1))]).collect(),
+            taps: pairs.iter().map(|pair| pair.map(|tap| offset(tap.unwrap_or(0)))).collect(),
             weights,
             bias: (0..padded).map(|c| if c < n { spec.folded_bias_from(128, c) } else { 0 }).collect(),
             multipliers: (0..padded).map(|c| if c < n { spec.requant.multipliers[c] } else { 0.0 }).collect(),

@@ -11,6 +11,7 @@ mod edges;
 mod maxpool;
 mod preprocess;
 pub(super) mod requantize;
+mod winograd;
 
 pub(in crate::kernels) use edges::{dequantize_planes, quantize_rgb_planes};
 pub(in crate::kernels) use preprocess::PictureLoops;
@@ -34,7 +35,9 @@ pub(in crate::kernels) fn prepare(
     let input = inputs[0];
     match op {
         OpSpec::Conv(spec) if spec.is_depthwise() => boxed(depthwise::Depthwise::new(spec, input, output)),
-        OpSpec::Conv(spec) => boxed(conv::Conv::new(spec, input, output, cache)),
+        OpSpec::Conv(spec) => {
+            boxed(winograd::Conv::new(spec, input, output, cache)).or_else(|| boxed(conv::Conv::new(spec, input, output, cache)))
+        }
         OpSpec::MaxPool(window) => boxed(maxpool::MaxPool::new(*window, input, output)),
         OpSpec::Add { terms, zero_point, lo, hi } => {
             boxed(add::Add::new([input, inputs[1]], output, *terms, (*zero_point, *lo, *hi)))

@@ -6,7 +6,8 @@
 use super::conv::store;
 use crate::kernels::pack::{PackCache, Products, Scheme};
 use crate::kernels::tiles::Tile;
-use crate::kernels::x86_64::avx2::winograd::{POSITIONS, SIDE, Steps, Winograd};
+use crate::kernels::winograd::{POSITIONS, SIDE, Steps, Winograd};
+use crate::kernels::x86_64::avx2::winograd::transform_rows;
 use crate::kernels::{ConvSpec, Layout, RowKernel};
 use std::arch::asm;
 use std::arch::x86_64::*;
@@ -39,7 +40,7 @@ impl RowKernel for Conv {
             _ => Steps { multiply: multiply::<4>, finish: finish::<4> },
         };
         // SAFETY: `Kernels` vouches for the CPU.
-        unsafe { self.0.rows(steps, inputs, first, out) };
+        unsafe { self.0.rows(transform_rows, steps, inputs, first, out) };
     }
 
     fn rows_together(&self) -> usize {
@@ -52,7 +53,7 @@ impl RowKernel for Conv {
 }
 
 /// # Safety
-/// As [`MultiplyFn`](crate::kernels::x86_64::avx2::winograd::MultiplyFn).
+/// As [`MultiplyFn`](crate::kernels::winograd::MultiplyFn).
 #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512vnni")]
 unsafe fn multiply<const N: usize>(
     weights: *const i8,
@@ -85,7 +86,7 @@ unsafe fn multiply<const N: usize>(
 }
 
 /// # Safety
-/// As [`MultiplyFn`](crate::kernels::x86_64::avx2::winograd::MultiplyFn), for one position of `P` tiles.
+/// As [`MultiplyFn`](crate::kernels::winograd::MultiplyFn), for one position of `P` tiles.
 #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512vnni")]
 unsafe fn multiply_tiles<const P: usize, const N: usize>(
     weights: *const i8,
@@ -159,7 +160,7 @@ fn gather([a, b, c, d, e, f]: [__m512i; 6]) -> [__m512i; SIDE] {
 }
 
 /// # Safety
-/// As [`FinishFn`](crate::kernels::x86_64::avx2::winograd::FinishFn).
+/// As [`FinishFn`](crate::kernels::winograd::FinishFn).
 #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512vnni")]
 unsafe fn finish<const N: usize>(
     tile: &mut Tile<'_>,

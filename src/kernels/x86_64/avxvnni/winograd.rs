@@ -5,7 +5,8 @@
 //! spread pairs of words.
 
 use crate::kernels::pack::{PackCache, Products, Scheme};
-use crate::kernels::x86_64::avx2::winograd::{SIDE, Steps, Winograd};
+use crate::kernels::winograd::{SIDE, Steps, Winograd};
+use crate::kernels::x86_64::avx2::winograd::transform_rows;
 use crate::kernels::{ConvSpec, Layout, RowKernel};
 
 const SCHEME: Scheme = Scheme { lanes: 8, max_registers: 4, pack_lanes: 4, halves: false, products: Products::Transformed };
@@ -26,7 +27,7 @@ impl Conv {
     /// The CPU has what the steps need.
     pub(super) unsafe fn rows_with(&self, steps: impl Fn(usize) -> Steps, inputs: &[&[u8]], first: usize, out: &mut [u8]) {
         // SAFETY: the caller vouches for the CPU.
-        unsafe { self.0.rows(steps, inputs, first, out) };
+        unsafe { self.0.rows(transform_rows, steps, inputs, first, out) };
     }
 }
 
@@ -49,7 +50,8 @@ impl RowKernel for Conv {
 macro_rules! steps {
     ($encoding:ident, $features:literal, $dot:literal) => {
         pub(super) mod $encoding {
-            use crate::kernels::x86_64::avx2::winograd::{POSITIONS, Steps, finish};
+            use crate::kernels::winograd::{POSITIONS, Steps};
+            use crate::kernels::x86_64::avx2::winograd::finish;
             use std::arch::asm;
             use std::arch::x86_64::*;
 

@@ -225,8 +225,8 @@ fn over_pictures<T: Send>(
                 }
             }
             let outputs = network.run_f32(&input).context("calibration")?;
-            let outputs: Vec<Output> =
-                outputs.into_iter().zip(&cells).map(|(values, &n_cells)| Output { values, n_cells }).collect();
+            let output = |(values, &n_cells): (&fovea::kernels::Reals, &usize)| Output { values: values.to_vec(), n_cells };
+            let outputs: Vec<Output> = outputs.iter().zip(&cells).map(output).collect();
             visit(&mut accumulated, &outputs);
             bar.inc(1);
         }

@@ -159,9 +159,9 @@ fn agrees_with_onnx_runtime(folder: &Path, models: &[PathBuf]) {
     for (idx, path) in models.iter().enumerate() {
         let options = LoadOptions { allow_float: idx == 0, ..LoadOptions::default() };
         let mut network = Network::load(&std::fs::read(path).unwrap(), &options).unwrap();
-        let got = network.run_f32(&floats(format!("model{idx}.in"))).unwrap();
+        let got = network.run_f32(&floats(format!("model{idx}.in"))).unwrap().to_vec();
         let wanted = floats(format!("model{idx}.out"));
-        assert_eq!(got.iter().map(Vec::len).sum::<usize>(), wanted.len());
+        assert_eq!(got.iter().map(|values| values.len()).sum::<usize>(), wanted.len());
         let mut wanted = &wanted[..];
         for (info, got) in network.outputs().iter().zip(&got) {
             let (here, rest) = wanted.split_at(got.len());

@@ -99,7 +99,7 @@ fn detect(
                 })
                 .collect();
             let mut found = Vec::new();
-            post.run(&HeadOutputs { levels: heads.into() }, &mut found);
+            post.run(&HeadOutputs { levels: heads }, &mut found);
             to_frame(letterbox, &mut found);
             found
         },

@@ -175,6 +175,12 @@ impl Kernels {
             Isa::AvxVnni => x86_64::avxvnni::saturate(),
             #[cfg(target_arch = "x86_64")]
             Isa::Avx512Vnni => x86_64::avx512vnni::saturate(),
+            #[cfg(target_arch = "aarch64")]
+            Isa::Neon => aarch64::neon::saturate(),
+            #[cfg(target_arch = "aarch64")]
+            Isa::Dotprod => aarch64::dotprod::saturate(),
+            #[cfg(target_arch = "aarch64")]
+            Isa::I8mm => aarch64::i8mm::saturate(),
             _ => 0,
         }
     }

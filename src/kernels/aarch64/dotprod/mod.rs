@@ -11,6 +11,7 @@ use super::boxed;
 use crate::kernels::{Layout, OpSpec, PackCache, RowKernel};
 use std::arch::aarch64::*;
 use std::arch::{asm, is_aarch64_feature_detected};
+use std::hint::black_box;
 
 /// Whether this CPU has all that the kernels of this folder use.
 pub(in crate::kernels) fn is_available() -> bool {
@@ -29,6 +30,32 @@ pub(in crate::kernels) fn prepare(
         OpSpec::Conv(spec) => boxed(conv::Conv::new(spec, inputs[0], output, cache)),
         _ => None,
     }
+}
+
+/// As `Kernels::saturate`.
+pub(in crate::kernels) fn saturate() -> usize {
+    /// # Safety
+    /// The CPU has the instruction set.
+    #[target_feature(enable = "neon,dotprod")]
+    unsafe fn rounds(n: usize) -> int32x4_t {
+        // Enough sums to hide the latency of each.
+        let mut sums = [vdupq_n_s32(1); 16];
+        let (x, w) = (black_box(vdupq_n_s8(3)), black_box(vdupq_n_s8(5)));
+        for _ in 0..n {
+            for sum in &mut sums {
+                *sum = sdot(*sum, w, x);
+            }
+        }
+        let mut all = sums[0];
+        for sum in sums {
+            all = vaddq_s32(all, sum);
+        }
+        all
+    }
+    const ROUNDS: usize = 2000;
+    // SAFETY: only called through `Kernels`, which vouches for the CPU.
+    black_box(unsafe { rounds(black_box(ROUNDS)) });
+    ROUNDS * 16 * 16
 }
 
 /// `acc[i] + sum over j of w[4 i + j] x x[4 i + j]`.

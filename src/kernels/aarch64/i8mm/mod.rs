@@ -9,6 +9,7 @@ use super::boxed;
 use crate::kernels::{Layout, OpSpec, PackCache, RowKernel};
 use std::arch::aarch64::*;
 use std::arch::{asm, is_aarch64_feature_detected};
+use std::hint::black_box;
 
 /// Whether this CPU has all that the kernels of this folder use.
 pub(in crate::kernels) fn is_available() -> bool {
@@ -26,6 +27,32 @@ pub(in crate::kernels) fn prepare(
         OpSpec::Conv(spec) if !spec.is_depthwise() => boxed(conv::Conv::new(spec, inputs[0], output, cache)),
         _ => None,
     }
+}
+
+/// As `Kernels::saturate`.
+pub(in crate::kernels) fn saturate() -> usize {
+    /// # Safety
+    /// The CPU has the instruction set.
+    #[target_feature(enable = "neon,i8mm")]
+    unsafe fn rounds(n: usize) -> int32x4_t {
+        // Enough sums to hide the latency of each.
+        let mut sums = [vdupq_n_s32(1); 16];
+        let (x, w) = (black_box(vdupq_n_u8(3)), black_box(vdupq_n_s8(5)));
+        for _ in 0..n {
+            for sum in &mut sums {
+                *sum = usmmla(*sum, x, w);
+            }
+        }
+        let mut all = sums[0];
+        for sum in sums {
+            all = vaddq_s32(all, sum);
+        }
+        all
+    }
+    const ROUNDS: usize = 2000;
+    // SAFETY: only called through `Kernels`, which vouches for the CPU.
+    black_box(unsafe { rounds(black_box(ROUNDS)) });
+    ROUNDS * 16 * 32
 }
 
 /// `acc[2 i + j] + sum over k of x[8 i + k] x w[8 j + k]`: two rows of unsigned bytes times two columns of signed ones.

@@ -18,7 +18,9 @@ pub(in crate::kernels) use preprocess::PictureLoops;
 
 use super::boxed;
 use crate::kernels::{Layout, OpSpec, PackCache, RowKernel};
-use std::arch::is_aarch64_feature_detected;
+use std::arch::aarch64::*;
+use std::arch::{asm, is_aarch64_feature_detected};
+use std::hint::black_box;
 
 /// Whether this CPU has all that the kernels of this folder use.
 pub(in crate::kernels) fn is_available() -> bool {
@@ -51,4 +53,39 @@ pub(in crate::kernels) fn prepare(
         OpSpec::Table(table) => boxed(channels::TableLookup::new(input, output, table)),
         _ => None,
     }
+}
+
+/// As `Kernels::saturate`.
+pub(in crate::kernels) fn saturate() -> usize {
+    /// # Safety
+    /// The CPU has the instruction set.
+    #[target_feature(enable = "neon")]
+    unsafe fn rounds(n: usize) -> int32x4_t {
+        // Enough sums to hide the latency of each.
+        let mut sums = [vdupq_n_s32(1); 16];
+        let (x, w) = (black_box(vdupq_n_s8(3)), black_box(vdupq_n_s8(5)));
+        for _ in 0..n {
+            for sum in &mut sums {
+                // SAFETY: registers only. Not `pure`, lest the products are made once for all rounds.
+                unsafe {
+                    asm!(
+                        "smull {t:v}.8h, {x:v}.8b, {w:v}.8b",
+                        "smlal2 {t:v}.8h, {x:v}.16b, {w:v}.16b",
+                        "sadalp {sum:v}.4s, {t:v}.8h",
+                        sum = inout(vreg) *sum, t = out(vreg) _, x = in(vreg) x, w = in(vreg) w,
+                        options(nomem, nostack, preserves_flags),
+                    );
+                }
+            }
+        }
+        let mut all = sums[0];
+        for sum in sums {
+            all = vaddq_s32(all, sum);
+        }
+        all
+    }
+    const ROUNDS: usize = 2000;
+    // SAFETY: only called through `Kernels`, which vouches for the CPU.
+    black_box(unsafe { rounds(black_box(ROUNDS)) });
+    ROUNDS * 16 * 16
 }

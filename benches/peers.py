@@ -19,6 +19,7 @@ import os
 import statistics
 import subprocess
 import sys
+import tempfile
 
 PEERS = {
     "openvino": ("OpenVINO", "openvino", ".qdq.onnx"),
@@ -49,6 +50,17 @@ def inspect(fovea, model):
     return sum(op["macs"] for op in report["ops"]), height, width
 
 
+RENAME = """
+import sys, onnx
+model = onnx.load(sys.argv[1])
+old = model.graph.input[0].name
+model.graph.input[0].name = "input"
+for node in model.graph.node:
+    node.input[:] = ["input" if name == old else name for name in node.input]
+onnx.save(model, sys.argv[2])
+"""
+
+
 def measure(args, model, threads):
     """Figures of every runtime by name: one (wall, cpu) for each round."""
     macs, height, width = inspect(args.fovea, model)
@@ -56,13 +68,17 @@ def measure(args, model, threads):
     for name, extra in (("fovea", []), ("fovea, native I/O", ["--native-io"])):
         workers[name] = start([args.fovea, "bench", "--model-only", model, "--worker", "--threads", str(threads), *extra], threads)
     is_kit = model.endswith(".qdq.onnx")
+    python = os.path.join(args.kit, "venv", "bin", "python")
+    if not is_kit:
+        # The kit's workers feed an input that is called `input`.
+        renamed = os.path.join(args.scratch, "network.onnx")
+        subprocess.run([python, "-c", RENAME, model, renamed], check=True)
+        model = renamed
     for key in args.peers.split(","):
         title, backend, suffix = PEERS[key]
         path = model.removesuffix(".qdq.onnx") + suffix if is_kit else model
         if not is_kit and backend not in ("ort", "openvino"):
             continue
-        python = os.path.join(args.kit, "venv", "bin", "python")
-        # The kit names its input `input`; ONNX Runtime is asked by name.
         workers[title] = start([python, os.path.join(args.kit, "worker.py"), backend, path, str(threads), str(height), str(width)], threads)
     workers = {name: worker for name, worker in workers.items() if worker}
     figures = {name: [] for name in workers}
@@ -115,6 +131,8 @@ def main():
     args = parser.parse_args()
     path = lambda config: config if config.endswith(".onnx") else os.path.join(args.kit, "models", config + ".qdq.onnx")
     args.models = [path(config) for config in args.configs]
+    scratch = tempfile.TemporaryDirectory()
+    args.scratch = scratch.name
     best_peak, cpu = peak(args)
     lines = [
         f"{cpu}; {best_peak:.1f} GMAC/s a core in registers; least ms a frame of {args.rounds} interleaved rounds (CPU time with one thread, wall time with several)",

@@ -5,14 +5,12 @@
 use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
 use fovea::frame::{ColorInfo, PictureRef, PixelFormat, PlaneRef};
 use fovea::kernels::{ConvSpec, Halo, Isa, Kernels, Layout, OpSpec, PackCache, Requantization, Shape, Window};
-use fovea::postprocess::Postprocessor;
+use fovea::postprocess::{Postprocessor, Rules};
 use fovea::preprocess::Preprocessor;
 use fovea::quant::QuantParams;
 use fovea::retinanet::{
     AnchorConfig, HeadData, HeadOutputs, InputSpec, LevelHeads, LevelSpec, Manifest, NetworkSpec, PostprocessSpec,
 };
-
-const ISA: &str = "scalar";
 
 fn noise(i: usize) -> u8 {
     let i = u32::try_from(i % (1 << 31)).expect("31 bits");
@@ -133,45 +131,74 @@ fn preprocessing(criterion: &mut Criterion) {
     group.finish();
 }
 
+/// Heads of one size, and how many candidates there are.
+struct PostCase {
+    name: &'static str,
+    input: (usize, usize),
+    n_classes: usize,
+    /// One candidate in so many logits.
+    every: usize,
+}
+
+const fn post(name: &'static str, side: usize, n_classes: usize, every: usize) -> PostCase {
+    PostCase { name, input: (side, side), n_classes, every }
+}
+
+/// A quiet street, a crowd; many classes with the usual number of candidates (2000), and with thousands on every level.
+const POSTS: [PostCase; 6] = [
+    PostCase { name: "416x256k10-quiet", input: (416, 256), n_classes: 10, every: 20_000 },
+    PostCase { name: "416x256k10-crowd", input: (416, 256), n_classes: 10, every: 400 },
+    post("320k3", 320, 3, 192),
+    post("320k3-dense", 320, 3, 4),
+    post("640k80", 640, 80, 3069),
+    post("640k80-dense", 640, 80, 250),
+];
+
+/// Threshold, decoding and suppression on every instruction set that is there.
 fn postprocessing(criterion: &mut Criterion) {
     let mut group = criterion.benchmark_group("postprocess");
     let strides = [8, 16, 32, 64, 128];
-    let manifest = Manifest {
-        schema: 1,
-        name: "bench".into(),
-        network: NetworkSpec { file: "model.onnx".into(), sha256: None },
-        input: InputSpec { name: "images".into(), width: 416, height: 256, preprocess: 1, mean: [0.0; 3], std: [255.0; 3] },
-        anchors: AnchorConfig::octaves(2.0, &strides, 3),
-        levels: strides.map(|stride| LevelSpec { stride, cls: format!("cls_{stride}"), bbox: format!("box_{stride}") }).to_vec(),
-        postprocess: PostprocessSpec::default(),
-        classes: (0..10).map(|class| format!("class {class}")).collect(),
-    };
-    let (cls, bbox) = (QuantParams { scale: 0.06, zero_point: 200 }, QuantParams { scale: 0.02, zero_point: 128 });
-    // One candidate in so many values: a quiet street, a crowd.
-    for (name, every) in [("quiet", 20_000), ("crowd", 400)] {
-        let values: Vec<(Vec<u8>, Vec<u8>)> = manifest
-            .grids()
-            .iter()
-            .map(|(w, h)| {
-                let logit = |i: usize| if i % every == every / 2 { 190 + noise(i) / 8 } else { noise(i) / 2 };
-                ((0..w * h * 90).map(logit).collect(), (0..w * h * 36).map(|i| 108 + noise(i) / 6).collect())
-            })
-            .collect();
+    for PostCase { name, input: (width, height), n_classes, every } in POSTS {
+        let manifest = Manifest {
+            schema: 1,
+            name: "bench".into(),
+            network: NetworkSpec { file: "model.onnx".into(), sha256: None },
+            input: InputSpec { name: "images".into(), width, height, preprocess: 1, mean: [0.0; 3], std: [255.0; 3] },
+            anchors: AnchorConfig::octaves(2.0, &strides, 3),
+            levels: strides
+                .map(|stride| LevelSpec { stride, cls: format!("cls_{stride}"), bbox: format!("box_{stride}") })
+                .to_vec(),
+            postprocess: PostprocessSpec::default(),
+            classes: (0..n_classes).map(|class| format!("class {class}")).collect(),
+        };
+        let (cls, bbox) = (QuantParams { scale: 0.06, zero_point: 200 }, QuantParams { scale: 0.02, zero_point: 128 });
+        let of_grid = |(w, h): &(usize, usize)| -> (Vec<u8>, Vec<u8>) {
+            let logit = |i: usize| if i % every == every / 2 { 190 + noise(i) / 8 } else { noise(i) / 2 };
+            ((0..w * h * 9 * n_classes).map(logit).collect(), (0..w * h * 36).map(|i| 108 + noise(i) / 6).collect())
+        };
+        let values: Vec<(Vec<u8>, Vec<u8>)> = manifest.grids().iter().map(of_grid).collect();
         let levels = values.iter().zip(manifest.grids()).map(|((logits, deltas), grid)| LevelHeads {
             grid,
             cls_logits: HeadData::Quantized(logits, cls),
             bbox_deltas: HeadData::Quantized(deltas, bbox),
         });
         let heads = HeadOutputs { levels: levels.collect() };
-        let mut postprocessor = Postprocessor::new(&manifest);
-        let mut found = Vec::new();
-        postprocessor.run(&heads, &mut found);
         let n_planted: usize = values.iter().map(|(logits, _)| logits.len() / every).sum();
-        assert!(!found.is_empty() && found.len() <= n_planted.min(100) + 5, "{} found, {n_planted} planted", found.len());
-        assert!(found.windows(2).all(|pair| pair[0].score >= pair[1].score), "best first");
-        group.bench_function(BenchmarkId::new(format!("416x256-{name}"), ISA), |bencher| {
-            bencher.iter(|| postprocessor.run(&heads, &mut found));
-        });
+        group.throughput(Throughput::Bytes(
+            values.iter().map(|(logits, _)| logits.len()).sum::<usize>().try_into().expect("64 bits"),
+        ));
+        let mut want = None;
+        for kernels in Isa::available().into_iter().filter_map(Kernels::new) {
+            let mut postprocessor = Postprocessor::with_rules(&manifest, Rules::new(&manifest), kernels);
+            let mut found = Vec::new();
+            postprocessor.run(&heads, &mut found);
+            assert!(!found.is_empty() && found.len() <= n_planted.min(100) + 5, "{} found, {n_planted} planted", found.len());
+            assert!(found.windows(2).all(|pair| pair[0].score >= pair[1].score), "best first");
+            assert!(*want.get_or_insert_with(|| found.clone()) == found, "{name}: {} differs", kernels.isa().name());
+            group.bench_function(BenchmarkId::new(name, kernels.isa().name()), |bencher| {
+                bencher.iter(|| postprocessor.run(&heads, &mut found));
+            });
+        }
     }
     group.finish();
 }

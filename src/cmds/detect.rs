@@ -3,10 +3,12 @@
 use super::Failure;
 use super::annotated::Annotated;
 use super::output::{ResultFile, write_results, write_stdout};
+use super::postprocess_args::PostprocessArgs;
 use fovea::detection::Detection;
 use fovea::images::{self, RgbPicture};
 use fovea::pipeline::detections::Objects;
 use fovea::pipeline::detector::{Detector, DetectorOptions, hex};
+use fovea::postprocess::PostprocessOptions;
 use serde::Serialize;
 use sha2::{Digest, Sha256};
 use std::fmt::Write as _;
@@ -19,6 +21,7 @@ Examples:
   fovea detect --model models/default street.jpg --out annotated
   fovea detect --model models/default street.jpg --json -
   fovea detect --model models/default *.jpg --digest
+  fovea detect --model models/default street.jpg --classes person,car --class-threshold car=0.5
 
 --json writes one line a picture, in the order given; boxes are [x1, y1, x2, y2] in pixels of the picture. A picture that
 cannot be read is reported and left out, and the exit code is 1 then.")]
@@ -38,15 +41,14 @@ pub(crate) struct Args {
     /// Print SHA-256 of all head tensors and of all detections: the same on every CPU. To stderr if the JSON goes to stdout.
     #[arg(long)]
     digest: bool,
-    /// Show what scores above X, for every class; default: the manifest's display_threshold.
-    #[arg(long, value_name = "X")]
-    score_threshold: Option<f32>,
     /// Threads that share the rows of a layer; 0: as many as there are processors.
     #[arg(long, value_name = "N", default_value_t = 0)]
     threads: usize,
     /// Accept a network that runs in float.
     #[arg(long)]
     allow_float: bool,
+    #[command(flatten)]
+    postprocess: PostprocessArgs,
 }
 
 /// One line of the result.
@@ -61,11 +63,6 @@ struct PictureLine<'a> {
 
 impl Args {
     pub(crate) fn run(self) -> Result<(), Failure> {
-        if let Some(score_threshold) = self.score_threshold
-            && !(0.0..=1.0).contains(&score_threshold)
-        {
-            return Err(Failure::request(anyhow::anyhow!("--score-threshold {score_threshold}: expected 0 to 1")));
-        }
         if let Some(missing) = self.images.iter().find(|path| !path.is_file()) {
             return Err(Failure::request(anyhow::anyhow!(
                 "there is no file {}; name pictures (JPEG, PNG, WebP)",
@@ -74,8 +71,8 @@ impl Args {
         }
         let json = self.json.as_deref().map(ResultFile::open).transpose()?;
         let mut annotated = self.out.map(|folder| Annotated::open(folder, &self.images)).transpose()?;
-        let options =
-            DetectorOptions { threads: self.threads, score_threshold: self.score_threshold, allow_float: self.allow_float };
+        let postprocess = self.postprocess.over(PostprocessOptions::default());
+        let options = DetectorOptions { threads: self.threads, postprocess, allow_float: self.allow_float };
         let mut detector = Detector::open(&self.model, &options).map_err(Failure::request)?;
         let mut results = Results::default();
         let (mut n_unread, mut failure) = (0, None);

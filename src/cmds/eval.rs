@@ -2,10 +2,12 @@
 
 use super::Failure;
 use super::output::{ResultFile, write_report};
+use super::postprocess_args::PostprocessArgs;
 use fovea::eval::EvalReport;
 use fovea::images::ImageError;
 use fovea::pipeline::clock::Stopwatch;
 use fovea::pipeline::evaluate::{EvaluateError, EvaluateOptions, evaluate};
+use fovea::postprocess::PostprocessOptions;
 use indicatif::{ProgressBar, ProgressStyle};
 use std::fmt::Write as _;
 use std::path::PathBuf;
@@ -18,7 +20,7 @@ Example:
 
 The data set is a folder with annotations.json (COCO format) and the folder images. Classes are matched by name; a class
 that is not in a picture's `exhaustive_category_ids` is skipped there. Scores are taken from the manifest's score_threshold
-on.")]
+on, unless an option says otherwise.")]
 pub(crate) struct Args {
     /// Model folder: manifest.toml and the network that it names.
     #[arg(long, value_name = "DIR")]
@@ -38,12 +40,19 @@ pub(crate) struct Args {
     /// Accept a network that runs in float.
     #[arg(long)]
     allow_float: bool,
+    #[command(flatten)]
+    postprocess: PostprocessArgs,
 }
 
 impl Args {
     pub(crate) fn run(self) -> Result<(), Failure> {
         let json = self.json.as_deref().map(ResultFile::open).transpose()?;
-        let options = EvaluateOptions { threads: self.threads, limit: self.limit, allow_float: self.allow_float };
+        let options = EvaluateOptions {
+            threads: self.threads,
+            limit: self.limit,
+            allow_float: self.allow_float,
+            postprocess: self.postprocess.over(PostprocessOptions::default()),
+        };
         let bar = ProgressBar::new(0);
         if let Ok(style) = ProgressStyle::with_template("{bar:40} {pos}/{len} pictures, {per_sec}, {eta} left") {
             bar.set_style(style);

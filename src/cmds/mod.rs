@@ -15,6 +15,7 @@ mod layers;
 mod media;
 mod model_file;
 mod output;
+mod postprocess_args;
 mod run;
 
 use anyhow::Error;

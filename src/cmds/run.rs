@@ -1,6 +1,7 @@
 //! `fovea run`: a stream from its source through the network to an annotated video.
 
 use super::Failure;
+use super::postprocess_args::PostprocessArgs;
 use anyhow::anyhow;
 use fovea::pipeline::config::{ConfigError, Draft, PipelineSpec, read_seconds};
 use fovea::pipeline::detections::{DetectionsWriter, Output, probe_writable};
@@ -67,21 +68,20 @@ pub(super) struct ModelArgs {
     /// Threads of the network; 0: as many as there are processors [default: 0].
     #[arg(long, value_name = "N")]
     pub(super) threads: Option<usize>,
-    /// Score from which objects are shown, for every class [default: the model's own].
-    #[arg(long, value_name = "X", value_parser = score)]
-    score_threshold: Option<f32>,
     /// Accept a network that runs in float.
     #[arg(long)]
     pub(super) allow_float: bool,
+    #[command(flatten)]
+    postprocess: PostprocessArgs,
 }
 
 impl ModelArgs {
     /// Overrides what a pipeline file says.
     pub(super) fn apply(self, draft: &mut Draft) {
-        let DetectorOptions { threads, score_threshold, allow_float } = draft.detector;
+        let DetectorOptions { threads, postprocess, allow_float } = std::mem::take(&mut draft.detector);
         draft.detector = DetectorOptions {
             threads: self.threads.unwrap_or(threads),
-            score_threshold: self.score_threshold.or(score_threshold),
+            postprocess: self.postprocess.over(postprocess),
             allow_float: self.allow_float || allow_float,
         };
         draft.model_dir = self.model.or(draft.model_dir.take());
@@ -104,11 +104,6 @@ impl From<PaceArg> for Pace {
             PaceArg::Live => Self::Live,
         }
     }
-}
-
-fn score(text: &str) -> Result<f32, String> {
-    let score = text.parse::<f32>().ok().filter(|score| (0.0..=1.0).contains(score));
-    score.ok_or_else(|| "a score is 0 to 1".to_owned())
 }
 
 /// A number of seconds above 0.

@@ -14,6 +14,7 @@ mod op;
 mod pack;
 #[expect(unsafe_code, reason = "a job is borrowed from the caller who waits for it: see the module's documentation")]
 mod pool;
+pub mod postprocess;
 mod preprocess;
 #[expect(unsafe_code, reason = "a list of lines is a list of values")]
 mod reals;

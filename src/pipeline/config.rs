@@ -8,7 +8,10 @@ use super::detections::Output;
 use super::detector::DetectorOptions;
 use super::secret::hide_credentials;
 use super::spec::{self, CameraMode, FrameRate, Pace, RtspTransport, SinkSpec, SourceKind, SourceSpec, SpecError};
+use crate::postprocess::{OptionError, PostprocessOptions};
+use crate::retinanet::NmsMethod;
 use serde::Deserialize;
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -94,10 +97,27 @@ pub struct ModelConfig {
     pub dir: Option<PathBuf>,
     /// Threads of the network, 0 to 256; 0, the default: as many as there are processors.
     pub threads: usize,
-    /// Score from which objects are shown, 0 to 1, for every class; default: the model's `display_threshold`.
-    pub score_threshold: Option<f32>,
     /// Accept a network that runs in float; default false.
     pub allow_float: bool,
+    /// Score from which objects are shown, 0 to 1, for every class; default: the model's `display_threshold`.
+    pub score_threshold: Option<f32>,
+    /// The same for single classes, by name, 0 to 1; default: none.
+    pub class_thresholds: BTreeMap<String, f32>,
+    /// Names of the only classes that are looked for; default: the model's `postprocess.classes`.
+    pub classes: Vec<String>,
+    /// `"greedy"`, `"soft_linear"` or `"soft_gaussian"`; default: the model's `postprocess.nms`.
+    pub nms: Option<NmsMethod>,
+    /// `IoU` above which two boxes are one object, 0 to 1; default: the model's `postprocess.nms_iou_threshold`.
+    pub nms_iou_threshold: Option<f32>,
+    /// Width of the Gaussian, above 0, at most 100, with `nms = "soft_gaussian"`; default: the model's, else 0.5.
+    pub soft_nms_sigma: Option<f32>,
+    /// Whether boxes of different classes suppress each other; default: the model's `postprocess.class_agnostic_nms`.
+    pub class_agnostic_nms: Option<bool>,
+    /// Detections kept of a picture, 1 to 100000; default: the model's `postprocess.max_detections`.
+    pub max_detections: Option<usize>,
+    /// Smallest width and height of a box in pixels of the network input, 0 to 4096; default: the model's
+    /// `postprocess.min_box_size`.
+    pub min_box_size: Option<f32>,
 }
 
 /// `[queue]`
@@ -190,6 +210,14 @@ pub enum ConfigError {
         path: String,
         /// What is wrong with it.
         source: SpecError,
+    },
+    /// Options of the model that cannot be, or contradict each other.
+    #[error("{path}: {source}")]
+    Options {
+        /// The file.
+        path: String,
+        /// What is wrong with them.
+        source: OptionError,
     },
     /// Nothing says where frames come from.
     #[error("no source: name one with --source, or in a pipeline file under [source]; `fovea run --help` shows both")]
@@ -295,13 +323,22 @@ impl Draft {
         let spec = |source| ConfigError::Spec { path: file.clone(), source };
 
         let source = config.source.as_ref().map(|source| read_source(source, base, &file)).transpose()?;
-        let ModelConfig { dir, threads, score_threshold, allow_float } = config.model;
+        let ModelConfig { dir, threads, allow_float, .. } = config.model;
         if threads > 256 {
             return Err(value("model.threads", &threads, "0 to 256"));
         }
-        if let Some(threshold) = score_threshold.filter(|threshold| !(0.0..=1.0).contains(threshold)) {
-            return Err(value("model.score_threshold", &threshold, "0 to 1"));
-        }
+        let postprocess = PostprocessOptions {
+            score_threshold: config.model.score_threshold,
+            class_thresholds: config.model.class_thresholds.into_iter().collect(),
+            classes: config.model.classes,
+            nms: config.model.nms,
+            nms_iou_threshold: config.model.nms_iou_threshold,
+            soft_nms_sigma: config.model.soft_nms_sigma,
+            class_agnostic_nms: config.model.class_agnostic_nms,
+            max_detections: config.model.max_detections,
+            min_box_size: config.model.min_box_size,
+        };
+        postprocess.check().map_err(|source| ConfigError::Options { path: file.clone(), source })?;
         if let Some(capacity) = config.queue.capacity.filter(|capacity| !(1..=MAX_QUEUE_CAPACITY).contains(capacity)) {
             return Err(value("queue.capacity", &capacity, "1 or 2 frames"));
         }
@@ -325,7 +362,7 @@ impl Draft {
             pace: config.pace,
             source,
             model_dir: dir.map(|dir| base.join(dir)),
-            detector: DetectorOptions { threads, score_threshold, allow_float },
+            detector: DetectorOptions { threads, postprocess, allow_float },
             queue_capacity: config.queue.capacity,
             max_frame_age: config.queue.max_frame_age_ms.map(Duration::from_millis),
             sink: config.sink.uri.map(|uri| SinkSpec::parse(&uri, base)).transpose().map_err(spec)?,
@@ -534,6 +571,14 @@ mod tests {
             dir = "../models/m"
             threads = 3
             score_threshold = 0.5
+            class_thresholds = { car = 0.75, "a bus" = 0.25 }
+            classes = ["car", "a bus"]
+            nms = "soft_gaussian"
+            nms_iou_threshold = 0.625
+            soft_nms_sigma = 0.3
+            class_agnostic_nms = true
+            max_detections = 7
+            min_box_size = 4.5
             allow_float = true
             [queue]
             capacity = 2
@@ -558,7 +603,18 @@ mod tests {
         assert_eq!(frame_rate, FrameRate { numerator: 2997, denominator: 100 });
         assert_eq!(spec.source.timeout, Duration::from_secs(3));
         assert_eq!(spec.model_dir, Some("/cfg/../models/m".into()));
-        let options = DetectorOptions { threads: 3, score_threshold: Some(0.5), allow_float: true };
+        let postprocess = PostprocessOptions {
+            score_threshold: Some(0.5),
+            class_thresholds: vec![("a bus".into(), 0.25), ("car".into(), 0.75)],
+            classes: vec!["car".into(), "a bus".into()],
+            nms: Some(NmsMethod::SoftGaussian),
+            nms_iou_threshold: Some(0.625),
+            soft_nms_sigma: Some(0.3),
+            class_agnostic_nms: Some(true),
+            max_detections: Some(7),
+            min_box_size: Some(4.5),
+        };
+        let options = DetectorOptions { threads: 3, postprocess, allow_float: true };
         assert_eq!(spec.detector, options);
         assert_eq!((spec.queue_capacity, spec.max_frame_age), (2, Duration::from_millis(250)));
         assert_eq!(spec.sink, SinkSpec::parse("/cfg/out/a.mkv", Path::new("")).unwrap());
@@ -607,7 +663,12 @@ mod tests {
             ("pace = 'fast'", &["line 1", "`pace`", "`max`", "`live`"]),
             ("[source\n", &["line 1"]),
             ("[model]\nthreads = 257", &["`model.threads` is 257", "0 to 256"]),
-            ("[model]\nscore_threshold = 1.5", &["model.score_threshold", "0 to 1"]),
+            ("[model]\nscore_threshold = 1.5", &["/cfg/street.toml", "model.score_threshold", "1.5", "0 to 1"]),
+            ("[model]\nclass_thresholds = { car = -1 }", &["model.class_thresholds", "-1 for `car`", "0 to 1"]),
+            ("[model]\nnms = 'soft'", &["line 2, in [model]", "`nms`", "`soft_linear`"]),
+            ("[model]\nsoft_nms_sigma = 0", &["model.soft_nms_sigma", "is 0,", "above 0"]),
+            ("[model]\nmax_detections = 0", &["model.max_detections", "1 to 100000"]),
+            ("[model]\nmin_box_size = nan", &["model.min_box_size", "0 to 4096"]),
             ("[queue]\ncapacity = 3", &["queue.capacity", "1 or 2"]),
             ("[queue]\nmax_frame_age_ms = 0", &["queue.max_frame_age_ms", "1 to 60000"]),
             ("[limits]\nseconds = -1", &["limits.seconds", "above 0"]),

@@ -5,7 +5,8 @@ use super::ports::{Detect, DetectError, StageTimes};
 use crate::detection::Detection;
 use crate::executor::{Executor, LoadError, LoadOptions, MAX_FILE_LEN};
 use crate::frame::{Letterbox, PictureRef};
-use crate::postprocess::Postprocessor;
+use crate::kernels::Kernels;
+use crate::postprocess::{OptionError, PostprocessOptions, Postprocessor, Rules};
 use crate::preprocess::Preprocessor;
 use crate::retinanet::{Manifest, ManifestError};
 use sha2::{Digest, Sha256};
@@ -14,12 +15,12 @@ use std::io::Read;
 use std::path::{Path, PathBuf};
 
 /// How to open a model.
-#[derive(Debug, Clone, Copy, Default, PartialEq)]
+#[derive(Debug, Clone, Default, PartialEq)]
 pub struct DetectorOptions {
     /// Threads that share the rows of a layer; 0 means as many as there are processors.
     pub threads: usize,
-    /// Score threshold for every class, instead of the manifest's `display_threshold`.
-    pub score_threshold: Option<f32>,
+    /// What is asked of postprocessing instead of what the manifest says.
+    pub postprocess: PostprocessOptions,
     /// Accept a network that runs in float.
     pub allow_float: bool,
 }
@@ -53,6 +54,14 @@ pub enum OpenError {
         expected: String,
         /// What the file has.
         found: String,
+    },
+    /// Options that do not fit the model or each other.
+    #[error("{path}: {source}")]
+    Options {
+        /// The manifest.
+        path: PathBuf,
+        /// What is wrong with them.
+        source: OptionError,
     },
     /// A network that cannot be loaded.
     #[error("{path}: {source}")]
@@ -119,19 +128,19 @@ impl Detector {
     /// [`OpenError`] naming the file and what is wrong with it.
     pub fn open(model_dir: &Path, options: &DetectorOptions) -> Result<Self, OpenError> {
         let (manifest, path, bytes) = read_network(model_dir)?;
+        let rules = Rules::with_options(&manifest, &options.postprocess)
+            .map_err(|source| OpenError::Options { path: model_dir.join("manifest.toml"), source })?;
         let threads = match options.threads {
             0 => std::thread::available_parallelism().map_or(1, usize::from),
             n => n,
         };
         let load = LoadOptions { threads, allow_float: options.allow_float, ..LoadOptions::default() };
         let executor = Executor::load(&bytes, &manifest, &load).map_err(|source| OpenError::Load { path, source })?;
-        let threshold = |class: usize| options.score_threshold.unwrap_or_else(|| manifest.display_threshold(class));
-        let thresholds = (0..manifest.n_classes()).map(threshold).collect();
         let (width, height) = (manifest.input.width, manifest.input.height);
         Ok(Self {
             preprocessor: Preprocessor::new((width, height)),
             executor,
-            postprocessor: Postprocessor::with_thresholds(&manifest, thresholds),
+            postprocessor: Postprocessor::with_rules(&manifest, rules, Kernels::default()),
             pixels: vec![0; width * height * 3],
             manifest,
         })

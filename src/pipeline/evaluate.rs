@@ -8,11 +8,12 @@ use super::ports::{Detect, DetectError};
 use crate::detection::Detection;
 use crate::eval::{CocoDataset, CocoError, CocoEvaluator, CocoImage, EvalError};
 use crate::images::{self, ImageError};
+use crate::postprocess::PostprocessOptions;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 /// How to evaluate a model.
-#[derive(Debug, Clone, Copy, Default)]
+#[derive(Debug, Clone, Default)]
 pub struct EvaluateOptions {
     /// Pictures at a time; 0 means as many as there are processors.
     pub threads: usize,
@@ -20,6 +21,8 @@ pub struct EvaluateOptions {
     pub limit: Option<usize>,
     /// Accept a network that runs in float.
     pub allow_float: bool,
+    /// What is asked of postprocessing instead of what the manifest says; its `score_threshold` holds if none is asked for.
+    pub postprocess: PostprocessOptions,
 }
 
 /// What an evaluation found.
@@ -122,7 +125,10 @@ pub fn evaluate(
     let threads = threads.clamp(1, dataset.images.len().max(1));
     let detector_options = DetectorOptions {
         threads: 1,
-        score_threshold: Some(manifest.postprocess.score_threshold),
+        postprocess: PostprocessOptions {
+            score_threshold: options.postprocess.score_threshold.or(Some(manifest.postprocess.score_threshold)),
+            ..options.postprocess.clone()
+        },
         allow_float: options.allow_float,
     };
     let mut detectors = Vec::with_capacity(threads);

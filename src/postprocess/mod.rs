@@ -1,39 +1,30 @@
-//! From raw heads to detections: threshold, top-k per level, box decoding, class-wise non-maximum suppression.
+//! From raw heads to detections: threshold, top-k per level, box decoding, non-maximum suppression.
 //!
 //! In: [`HeadOutputs`]. Out: [`Detection`]s in pixels of the network input, best first. The conventions are those of the
 //! paper (section 4, "Inference") and of detectron2 `modeling/meta_arch/retinanet.py`: keep a candidate if its score is
 //! above the threshold, at most k candidates a level, suppress the weaker of two boxes of a class if their `IoU` is
 //! above the threshold, at most n detections. Boxes are not clipped here. Equal scores are ordered by level, anchor
-//! and class, so that the result is the same on every machine.
+//! and class, so that the result is the same on every machine. `docs/postprocess.md` has all of it.
 //!
 //! Quantised logits are compared with an integer: no sigmoid is computed, for any candidate; scores come from a table.
+//! A candidate is one integer, its [`Rank`]; boxes are decoded in the order of ranks, and only until there are n detections.
 
-mod nms;
+mod rank;
+mod rules;
+mod suppress;
+
+pub use rules::{OptionError, PostprocessOptions, Rules};
 
 use crate::detection::{BBox, ClassId, Detection};
+use crate::kernels::Kernels;
+use crate::kernels::postprocess::{Limits, SCAN_BLOCK};
 use crate::quant::{self, QuantParams};
-use crate::retinanet::{
-    Anchors, BBOX_XFORM_CLIP, BoxCoder, Deltas, HeadData, HeadOutputs, LevelHeads, Manifest, PostprocessSpec,
-};
-use std::cmp::Ordering;
+use crate::retinanet::{Anchors, BBOX_XFORM_CLIP, BoxCoder, Deltas, HeadData, HeadOutputs, Manifest};
+use rank::Rank;
+use suppress::Suppression;
 
-/// A place in the heads whose score is above the threshold.
-#[derive(Debug, Clone, Copy, PartialEq)]
-struct Candidate {
-    score: f32,
-    level: u16,
-    class: u16,
-    /// Row-major cell x anchors of a cell + anchor, within the level.
-    anchor: u32,
-}
-
-impl Candidate {
-    /// Best first: score, then level, anchor, class.
-    fn rank(&self, other: &Self) -> Ordering {
-        let place = |c: &Self| (c.level, c.anchor, c.class);
-        other.score.total_cmp(&self.score).then_with(|| place(self).cmp(&place(other)))
-    }
-}
+/// Places that a scan gives at a time.
+const N_HITS: usize = 8 * SCAN_BLOCK;
 
 /// Tables of one level, for the parameters its heads have.
 #[derive(Debug, Clone)]
@@ -46,142 +37,177 @@ struct LevelTables {
     exp: [f32; 256],
     /// Lowest quantised logit above the threshold, one a class; 256 where no value is.
     lowest: Vec<u16>,
+    /// The same in 8 bits: 255 for 256.
+    limits: Vec<u8>,
 }
 
-/// Decodes the heads of one model. Holds tables and buffers, so that a frame allocates nothing once they have grown.
+/// Where boxes come from: the anchors, the tables, and what does not change from frame to frame.
+#[derive(Debug, Clone)]
+struct Decoder {
+    anchors: Anchors,
+    n_classes: usize,
+    tables: Vec<Option<Box<LevelTables>>>,
+}
+
+/// Decodes the heads of one model. Holds tables and buffers, so that a frame allocates nothing after the first.
 #[derive(Debug, Clone)]
 pub struct Postprocessor {
-    anchors: Anchors,
-    spec: PostprocessSpec,
-    /// Score threshold of each class.
-    thresholds: Vec<f32>,
-    tables: Vec<Option<Box<LevelTables>>>,
-    candidates: Vec<Candidate>,
-    kept: Vec<Candidate>,
-    boxes: Vec<BBox>,
-    suppressed: Vec<bool>,
+    kernels: Kernels,
+    rules: Rules,
+    decoder: Decoder,
+    limits: Limits,
+    /// Of real logits: no lower one can be above its class's threshold.
+    floors: Vec<f32>,
+    hits: Box<[u32]>,
+    /// Candidates of one level.
+    of_level: Vec<Rank>,
+    /// The best of every level.
+    candidates: Vec<Rank>,
+    suppression: Suppression,
 }
 
 impl Postprocessor {
     /// For a model, with its `score_threshold` for every class.
     #[must_use]
     pub fn new(manifest: &Manifest) -> Self {
-        Self::with_thresholds(manifest, vec![manifest.postprocess.score_threshold; manifest.n_classes()])
+        Self::with_rules(manifest, Rules::new(manifest), Kernels::default())
     }
 
-    /// For a model, with one threshold for each class.
+    /// For a model, by these rules, with these kernels. No kernel changes a result.
     ///
     /// # Panics
-    /// If there are not as many thresholds as classes.
+    /// If the rules were made for another number of classes.
     #[must_use]
-    pub fn with_thresholds(manifest: &Manifest, thresholds: Vec<f32>) -> Self {
-        assert_eq!(thresholds.len(), manifest.n_classes(), "one threshold a class");
+    pub fn with_rules(manifest: &Manifest, rules: Rules, kernels: Kernels) -> Self {
+        let n_classes = manifest.n_classes();
+        assert_eq!(rules.thresholds.len(), n_classes, "one threshold a class");
         let input = (manifest.input.width, manifest.input.height);
+        let anchors = Anchors::new(&manifest.anchors, input, &manifest.strides(), &manifest.grids());
+        let sizes = anchors.levels.iter().map(|level| level.len() * n_classes);
+        let n_candidates = sizes.clone().map(|size| size.min(rules.topk_candidates_per_level)).sum();
+        let n_of_level = sizes.map(|size| size.min(most_of_level(&rules) + N_HITS)).max().unwrap_or(0);
         Self {
-            anchors: Anchors::new(&manifest.anchors, input, &manifest.strides(), &manifest.grids()),
-            spec: manifest.postprocess.clone(),
-            thresholds,
-            tables: vec![None; manifest.levels.len()],
-            candidates: Vec::new(),
-            kept: Vec::new(),
-            boxes: Vec::new(),
-            suppressed: Vec::new(),
+            kernels,
+            decoder: Decoder { tables: vec![None; anchors.levels.len()], n_classes, anchors },
+            limits: Limits::new(&vec![0; n_classes]),
+            floors: rules.thresholds.iter().map(|&threshold| floor(threshold)).collect(),
+            hits: vec![0; N_HITS].into_boxed_slice(),
+            of_level: Vec::with_capacity(n_of_level),
+            candidates: Vec::with_capacity(n_candidates),
+            suppression: Suppression::new(&rules, n_classes, n_candidates, kernels),
+            rules,
         }
     }
 
     /// Fills `out` with the detections of `heads`, best first, in pixels of the network input.
     pub fn run(&mut self, heads: &HeadOutputs<'_>, out: &mut Vec<Detection>) {
         out.clear();
-        self.kept.clear();
-        for (level_idx, level) in heads.levels.iter().enumerate().take(self.anchors.levels.len()) {
-            self.scan(level_idx, level);
-            let k = self.spec.topk_candidates_per_level;
-            if self.candidates.len() > k {
-                self.candidates.select_nth_unstable_by(k - 1, Candidate::rank);
-                self.candidates.truncate(k);
+        out.reserve(self.rules.max_detections.min(self.candidates.capacity()));
+        self.candidates.clear();
+        let top_k = self.rules.topk_candidates_per_level;
+        for (level_idx, level) in heads.levels.iter().enumerate().take(self.decoder.anchors.levels.len()) {
+            self.of_level.clear();
+            match (level.cls_logits, level.bbox_deltas) {
+                (HeadData::Quantized(logits, cls), HeadData::Quantized(_, bbox)) => {
+                    self.scan_quantised(level_idx, logits, cls, bbox);
+                }
+                (HeadData::Float(logits), _) => self.scan_float(level_idx, logits),
+                // No executor gives quantised logits and real deltas.
+                (HeadData::Quantized(..), HeadData::Float(_)) => {}
             }
-            self.kept.append(&mut self.candidates);
+            rank::keep_best(&mut self.of_level, top_k);
+            self.candidates.append(&mut self.of_level);
         }
-        self.kept.sort_unstable_by(Candidate::rank);
-        self.boxes.clear();
-        for candidate in &self.kept {
-            self.boxes.push(self.decode(candidate, heads));
-        }
-        self.suppressed.clear();
-        self.suppressed.resize(self.kept.len(), false);
-        let classes = |idx: usize| self.kept[idx].class;
-        nms::class_wise(
-            &self.boxes,
-            classes,
-            self.spec.nms_iou_threshold,
-            self.spec.max_detections,
-            &mut self.suppressed,
-            |idx| {
-                let Candidate { score, class, .. } = self.kept[idx];
-                out.push(Detection { bbox: self.boxes[idx], class_id: ClassId(class), score });
-            },
-        );
-    }
-
-    /// Collects the candidates of one level.
-    fn scan(&mut self, level_idx: usize, level: &LevelHeads<'_>) {
-        let (n_classes, level_no) = (self.thresholds.len(), saturate_u16(level_idx));
-        let candidates = &mut self.candidates;
-        candidates.clear();
-        let mut push = |place: usize, class: usize, score: f32| {
-            candidates.push(Candidate { score, level: level_no, class: saturate_u16(class), anchor: saturate_u32(place) });
+        let Self { decoder, rules, candidates, suppression, .. } = self;
+        let decode = |candidate: Rank| {
+            let (detection, class) = decoder.decode(candidate, heads);
+            let BBox { x1, y1, x2, y2 } = detection.bbox;
+            let is_finite = [x1, y1, x2, y2].into_iter().all(f32::is_finite);
+            let is_large = detection.bbox.width() >= rules.min_box_size && detection.bbox.height() >= rules.min_box_size;
+            (is_finite && (is_large || rules.min_box_size <= 0.0)).then_some((detection, class))
         };
-        match level.cls_logits {
-            HeadData::Quantized(logits, cls) => {
-                let HeadData::Quantized(_, bbox) = level.bbox_deltas else { return };
-                let tables = tables_for(&mut self.tables[level_idx], cls, bbox, &self.thresholds);
-                for (place, logits) in logits.chunks_exact(n_classes).enumerate() {
-                    for (class, (&logit, &lowest)) in logits.iter().zip(&tables.lowest).enumerate() {
-                        if u16::from(logit) >= lowest {
-                            push(place, class, tables.scores[usize::from(logit)]);
-                        }
-                    }
+        suppression.run(rules, candidates, decode, out);
+    }
+
+    /// Collects the candidates of one level: at least its best k, at most [`most_of_level`] and a few.
+    fn scan_quantised(&mut self, level_idx: usize, logits: &[u8], cls: QuantParams, bbox: QuantParams) {
+        let n_classes = self.decoder.n_classes;
+        let tables = tables_for(&mut self.decoder.tables[level_idx], cls, bbox, &self.rules.thresholds);
+        self.limits.set(&tables.limits);
+        let mut first = 0;
+        while first < logits.len() {
+            let scanned = self.kernels.scan(logits, &self.limits, first, &mut self.hits);
+            for place in self.hits[..scanned.n_hits].iter().map(|&place| place as usize) {
+                let logit = logits[place];
+                if u16::from(logit) >= tables.lowest[place % n_classes] {
+                    self.of_level.push(Rank::new(tables.scores[usize::from(logit)], level_idx, place));
                 }
             }
-            HeadData::Float(logits) => {
-                for (place, logits) in logits.chunks_exact(n_classes).enumerate() {
-                    for (class, (&logit, &threshold)) in logits.iter().zip(&self.thresholds).enumerate() {
-                        // Scores below 2e-9 are below every threshold worth having, 0 included.
-                        if logit > -20.0 {
-                            let score = sigmoid(logit);
-                            if score > threshold {
-                                push(place, class, score);
-                            }
-                        }
-                    }
+            first = scanned.next;
+            if self.of_level.len() > most_of_level(&self.rules)
+                && let Some(last) = rank::keep_best(&mut self.of_level, self.rules.topk_candidates_per_level)
+            {
+                // What comes behind k candidates has to be better than the last of them: on a tie, the first wins.
+                match (0..=u8::MAX).find(|&q| tables.scores[usize::from(q)] > last.score()) {
+                    Some(lowest) => self.limits.raise(lowest),
+                    None => return,
                 }
             }
         }
     }
 
-    /// The box of a candidate in pixels of the network input.
-    fn decode(&self, candidate: &Candidate, heads: &HeadOutputs<'_>) -> BBox {
-        let level_idx = usize::from(candidate.level);
+    /// As [`Self::scan_quantised`], of real values.
+    fn scan_float(&mut self, level_idx: usize, logits: &[f32]) {
+        let mut place = 0;
+        let most = most_of_level(&self.rules);
+        for cell in logits.chunks_exact(self.decoder.n_classes) {
+            for ((&logit, &threshold), &floor) in cell.iter().zip(&self.rules.thresholds).zip(&self.floors) {
+                if logit > floor {
+                    let score = sigmoid(logit);
+                    if score > threshold {
+                        self.of_level.push(Rank::new(score, level_idx, place));
+                    }
+                }
+                place += 1;
+            }
+            if self.of_level.len() > most {
+                rank::keep_best(&mut self.of_level, self.rules.topk_candidates_per_level);
+            }
+        }
+    }
+}
+
+/// Candidates of a level from which on only the best k are kept.
+fn most_of_level(rules: &Rules) -> usize {
+    (2 * rules.topk_candidates_per_level).max(N_HITS)
+}
+
+impl Decoder {
+    /// A candidate as a detection with a box in pixels of the network input, and its class.
+    fn decode(&self, candidate: Rank, heads: &HeadOutputs<'_>) -> (Detection, usize) {
+        let (level_idx, place) = (candidate.level(), candidate.place());
+        let (anchor_idx, class) = (place / self.n_classes, place % self.n_classes);
         let level = &self.anchors.levels[level_idx];
         let per_cell = level.cell_anchors.len();
-        let place = candidate.anchor as usize;
-        let (cell, a) = (place / per_cell, place % per_cell);
+        let (cell, a) = (anchor_idx / per_cell, anchor_idx % per_cell);
         let anchor = level.bbox(cell % level.grid.0, cell / level.grid.0, a);
-        match (heads.levels[level_idx].bbox_deltas, &self.tables[level_idx]) {
-            (HeadData::Quantized(deltas, params), Some(tables)) => {
-                let [dx, dy, dw, dh] = [0, 1, 2, 3].map(|i| deltas[4 * place + i]);
+        let bbox = match (heads.levels[level_idx].bbox_deltas, &self.tables[level_idx]) {
+            (HeadData::Quantized(deltas, params), Some(tables)) if tables.bbox == params => {
+                let [dx, dy, dw, dh] = [0, 1, 2, 3].map(|i| deltas[4 * anchor_idx + i]);
                 let (exp_dw, exp_dh) = (tables.exp[usize::from(dw)], tables.exp[usize::from(dh)]);
                 BoxCoder::decode_scaled(params.dequantize(dx), params.dequantize(dy), exp_dw, exp_dh, &anchor)
             }
-            (HeadData::Quantized(deltas, params), None) => {
-                let [dx, dy, dw, dh] = [0, 1, 2, 3].map(|i| params.dequantize(deltas[4 * place + i]));
+            (HeadData::Quantized(deltas, params), _) => {
+                let [dx, dy, dw, dh] = [0, 1, 2, 3].map(|i| params.dequantize(deltas[4 * anchor_idx + i]));
                 BoxCoder::decode(&Deltas { dx, dy, dw, dh }, &anchor)
             }
             (HeadData::Float(deltas), _) => {
-                let [dx, dy, dw, dh] = [0, 1, 2, 3].map(|i| deltas[4 * place + i]);
+                let [dx, dy, dw, dh] = [0, 1, 2, 3].map(|i| deltas[4 * anchor_idx + i]);
                 BoxCoder::decode(&Deltas { dx, dy, dw, dh }, &anchor)
             }
-        }
+        };
+        let class_id = ClassId(u16::try_from(class).unwrap_or(u16::MAX));
+        (Detection { bbox, class_id, score: candidate.score() }, class)
     }
 }
 
@@ -198,20 +224,25 @@ fn tables_for<'a>(
     slot.get_or_insert_with(|| {
         let scores = quant::sigmoid_table(cls);
         let lowest = |&threshold: &f32| (0..=255_u16).find(|&q| scores[usize::from(q)] > threshold).unwrap_or(256);
-        let lowest = thresholds.iter().map(lowest).collect();
-        Box::new(LevelTables { cls, bbox, scores, exp: quant::exp_table(bbox, BBOX_XFORM_CLIP), lowest })
+        let lowest: Vec<u16> = thresholds.iter().map(lowest).collect();
+        let limits = lowest.iter().map(|&lowest| u8::try_from(lowest).unwrap_or(u8::MAX)).collect();
+        Box::new(LevelTables { cls, bbox, scores, exp: quant::exp_table(bbox, BBOX_XFORM_CLIP), lowest, limits })
     })
+}
+
+/// A little less than the logit of a score: whose sigmoid is certainly not above it. Scores below 2e-9 are below every
+/// threshold worth having, 0 included.
+#[expect(clippy::cast_possible_truncation, reason = "the margin is a thousand times the rounding")]
+fn floor(threshold: f32) -> f32 {
+    let t = f64::from(threshold);
+    match t {
+        0.0 => -20.0,
+        1.0.. => f32::INFINITY,
+        _ => (libm::log(t / (1.0 - t)) - 1e-3).max(-20.0) as f32,
+    }
 }
 
 #[expect(clippy::cast_possible_truncation, reason = "f64 to f32 rounds to nearest even")]
 fn sigmoid(logit: f32) -> f32 {
     (1.0 / (1.0 + libm::exp(-f64::from(logit)))) as f32
-}
-
-fn saturate_u16(x: usize) -> u16 {
-    u16::try_from(x).unwrap_or(u16::MAX)
-}
-
-fn saturate_u32(x: usize) -> u32 {
-    u32::try_from(x).unwrap_or(u32::MAX)
 }

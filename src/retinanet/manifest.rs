@@ -12,6 +12,9 @@ pub const MANIFEST_SCHEMA: u32 = 1;
 /// Version of the preprocessing specification that this program implements.
 pub const PREPROCESS_VERSION: u32 = 1;
 
+/// Logits of one level at most.
+const MAX_LOGITS: usize = 1 << 31;
+
 /// A model's contract.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -96,6 +99,49 @@ pub struct PostprocessSpec {
     /// What `run` and `detect` show, one per class; `score_threshold` if empty.
     #[serde(default)]
     pub display_threshold: Vec<f32>,
+    /// Names of the only classes that are looked for; all if empty.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub classes: Vec<String>,
+    /// What is done about boxes that overlap.
+    #[serde(default, skip_serializing_if = "is_default")]
+    pub nms: NmsMethod,
+    /// Width of the Gaussian; only with [`NmsMethod::SoftGaussian`]; [`DEFAULT_SIGMA`] if absent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub soft_nms_sigma: Option<f32>,
+    /// Whether boxes of different classes suppress each other.
+    #[serde(default, skip_serializing_if = "is_default")]
+    pub class_agnostic_nms: bool,
+    /// Smallest width and height of a box, in pixels of the network input.
+    #[serde(default, skip_serializing_if = "is_default")]
+    pub min_box_size: f32,
+}
+
+/// What is done about boxes that overlap.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum NmsMethod {
+    /// The weaker of two whose `IoU` is above the threshold is dropped.
+    #[default]
+    Greedy,
+    /// Its score is multiplied by `1 - IoU` (Bodla et al., arXiv 1704.04503, equation 2).
+    SoftLinear,
+    /// Every other score is multiplied by `exp(-IoU^2 / sigma)` (equation 3).
+    SoftGaussian,
+}
+
+/// Width of the Gaussian in the paper's experiments (arXiv 1704.04503, section 5).
+pub const DEFAULT_SIGMA: f32 = 0.5;
+
+fn is_default<T: Default + PartialEq>(value: &T) -> bool {
+    *value == T::default()
+}
+
+impl PostprocessSpec {
+    /// Width of the Gaussian.
+    #[must_use]
+    pub fn sigma(&self) -> f32 {
+        self.soft_nms_sigma.unwrap_or(DEFAULT_SIGMA)
+    }
 }
 
 impl Default for PostprocessSpec {
@@ -107,6 +153,11 @@ impl Default for PostprocessSpec {
             nms_iou_threshold: 0.5,
             max_detections: 100,
             display_threshold: Vec::new(),
+            classes: Vec::new(),
+            nms: NmsMethod::Greedy,
+            soft_nms_sigma: None,
+            class_agnostic_nms: false,
+            min_box_size: 0.0,
         }
     }
 }
@@ -212,6 +263,19 @@ impl Manifest {
         if self.classes.is_empty() || self.classes.len() > 1000 {
             return value("classes", format!("{} names", self.classes.len()), "1 to 1000 names");
         }
+        let per_cell = self.anchors.n_per_cell() * self.n_classes();
+        if let Some((w, h)) = self.grids().into_iter().find(|(w, h)| w * h * per_cell > MAX_LOGITS) {
+            let found = format!("a level of {w}x{h} cells, {per_cell} logits a cell");
+            return value("levels", found, "at most 2147483648 logits on a level");
+        }
+        self.check_postprocess()?;
+        Ok(())
+    }
+
+    fn check_postprocess(&self) -> Result<(), ManifestError> {
+        let value = |key: &str, found: String, expected: &str| -> Result<(), ManifestError> {
+            Err(ManifestError::Value { key: key.into(), found, expected: expected.into() })
+        };
         let post = &self.postprocess;
         for (key, threshold) in [("score_threshold", post.score_threshold), ("nms_iou_threshold", post.nms_iou_threshold)] {
             if !(0.0..=1.0).contains(&threshold) {
@@ -227,6 +291,20 @@ impl Manifest {
         let shown = &post.display_threshold;
         if !(shown.is_empty() || shown.len() == self.classes.len()) || shown.iter().any(|t| !(0.0..=1.0).contains(t)) {
             return value("postprocess.display_threshold", format!("{shown:?}"), "one value of 0 to 1 for each class, or none");
+        }
+        if let Some(name) = post.classes.iter().find(|name| !self.classes.contains(name)) {
+            return value("postprocess.classes", format!("{name:?}"), &format!("some of {:?}", self.classes));
+        }
+        if let Some(sigma) = post.soft_nms_sigma {
+            if post.nms != NmsMethod::SoftGaussian {
+                return value("postprocess.soft_nms_sigma", sigma.to_string(), "nothing unless nms is \"soft_gaussian\"");
+            }
+            if !(sigma > 0.0 && sigma <= 100.0) {
+                return value("postprocess.soft_nms_sigma", sigma.to_string(), "above 0, at most 100");
+            }
+        }
+        if !(0.0..=4096.0).contains(&post.min_box_size) {
+            return value("postprocess.min_box_size", post.min_box_size.to_string(), "0 to 4096 pixels");
         }
         Ok(())
     }

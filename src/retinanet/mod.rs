@@ -11,5 +11,6 @@ pub use anchors::{AnchorConfig, AnchorStride, Anchors, LevelAnchors};
 pub use coder::{BBOX_XFORM_CLIP, BoxCoder, Deltas};
 pub use heads::{HeadData, HeadOutputs, LevelHeads};
 pub use manifest::{
-    InputSpec, LevelSpec, MANIFEST_SCHEMA, Manifest, ManifestError, NetworkSpec, PREPROCESS_VERSION, PostprocessSpec,
+    DEFAULT_SIGMA, InputSpec, LevelSpec, MANIFEST_SCHEMA, Manifest, ManifestError, NetworkSpec, NmsMethod, PREPROCESS_VERSION,
+    PostprocessSpec,
 };

@@ -3,14 +3,16 @@
 usage: postprocess.py FOLDER
 
 FOLDER has cases.json: a list of {"name", "input": [w, h], "levels": [{"grid", "stride", "base_size", "cls": {"scale",
-"zero_point"}, "box": {…}}], "scales", "ratios", "offset", "n_classes", "threshold", "topk", "iou", "max"}, and for each case and
-level NAME.LEVEL.cls and NAME.LEVEL.box: u8 [H, W, C], or f32 where the level has no scale. Writes NAME.found.json:
-[[class, score, x1, y1, x2, y2], …], best first.
+"zero_point"}, "box": {…}}], "scales", "ratios", "offset", "n_classes", "thresholds": one a class, "topk", "nms": "greedy",
+"soft_linear" or "soft_gaussian", "iou", "sigma", "agnostic", "min_size", "max"}, and for each case and level NAME.LEVEL.cls and
+NAME.LEVEL.box: u8 [H, W, C], or f32 where the level has no scale. Writes NAME.found.json: [[class, score, x1, y1, x2, y2], …],
+best first.
 
 As torchvision.models.detection.retinanet.postprocess_detections: score > threshold, the best k of each level, boxes decoded
 with dw and dh clamped at ln(1000 / 16), class-wise suppression at IoU > t, the best n. Two differences, both stated in
 docs: boxes are not clipped before suppression (detectron2 does not either), and equal scores are taken in the order
-(level, anchor, class), where torchvision leaves the order open.
+(level, anchor, class), where torchvision leaves the order open. Soft suppression as in Bodla et al., arXiv 1704.04503, figure 2;
+small boxes as torchvision.ops.remove_small_boxes, before suppression.
 """
 import json, sys
 import numpy as np
@@ -59,28 +61,57 @@ def iou(a, b):
     return np.where(union > 0, w * h / np.where(union > 0, union, 1), 0)
 
 
-for case in json.load(open(f"{folder}/cases.json")):
-    k = case["n_classes"]
-    all_scores, all_classes, all_boxes = [], [], []
-    for index, level in enumerate(case["levels"]):
-        logits = values(case, index, "cls", level).reshape(-1)
-        deltas = values(case, index, "box", level).reshape(-1, 4)
-        scores = (1 / (1 + np.exp(-logits))).astype(np.float32)
-        place = np.flatnonzero(scores > np.float32(case["threshold"]))
-        order = np.argsort(-scores[place].astype(np.float64), kind="stable")[: case["topk"]]
-        place = place[order]
-        all_scores.append(scores[place])
-        all_classes.append(place % k)
-        all_boxes.append(decode(deltas[place // k], anchors(case, level)[place // k]))
-    scores, classes, boxes = np.concatenate(all_scores), np.concatenate(all_classes), np.concatenate(all_boxes)
+def greedy(case, scores, classes, boxes):
     order = np.argsort(-scores.astype(np.float64), kind="stable")
-    alive, found = np.ones(len(order), bool), []
+    alive, kept = np.ones(len(order), bool), []
     for n, i in enumerate(order):
         if not alive[n]:
             continue
-        found.append([int(classes[i]), float(scores[i]), *map(float, boxes[i])])
-        if len(found) == case["max"]:
+        kept.append((i, scores[i]))
+        if len(kept) == case["max"]:
             break
         rest = order[n + 1 :]
-        alive[n + 1 :] &= ~((classes[rest] == classes[i]) & (iou(boxes[i], boxes[rest]) > case["iou"]))
+        rivals = (classes[rest] == classes[i]) | case["agnostic"]
+        alive[n + 1 :] &= ~(rivals & (iou(boxes[i], boxes[rest]) > case["iou"]))
+    return kept
+
+
+def soft(case, scores, classes, boxes):
+    scores, thresholds = scores.astype(np.float64), np.array(case["thresholds"])
+    left, kept = np.arange(len(scores)), []
+    while len(left) and len(kept) < case["max"]:
+        i = left[np.argmax(scores[left])]
+        kept.append((i, scores[i]))
+        left = left[left != i]
+        overlap = iou(boxes[i], boxes[left])
+        if case["nms"] == "soft_linear":
+            weight = np.where(overlap > case["iou"], 1 - overlap, 1)
+        else:
+            weight = np.exp(-(overlap**2) / case["sigma"])
+        scores[left] *= np.where((classes[left] == classes[i]) | case["agnostic"], weight, 1)
+        left = left[scores[left] > thresholds[classes[left]]]
+    return kept
+
+
+for case in json.load(open(f"{folder}/cases.json")):
+    k = case["n_classes"]
+    thresholds = np.array(case["thresholds"], np.float32)
+    all_scores, all_classes, all_boxes = [], [], []
+    for index, level in enumerate(case["levels"]):
+        logits = values(case, index, "cls", level).reshape(-1, k)
+        deltas = values(case, index, "box", level).reshape(-1, 4)
+        scores = (1 / (1 + np.exp(-logits))).astype(np.float32)
+        place = np.flatnonzero((scores > thresholds).reshape(-1))
+        scores = scores.reshape(-1)[place]
+        best = np.sort(np.argsort(-scores.astype(np.float64), kind="stable")[: case["topk"]])
+        place, scores = place[best], scores[best]
+        all_scores.append(scores)
+        all_classes.append(place % k)
+        all_boxes.append(decode(deltas[place // k], anchors(case, level)[place // k]))
+    scores, classes, boxes = np.concatenate(all_scores), np.concatenate(all_classes), np.concatenate(all_boxes)
+    w, h = boxes[:, 2] - boxes[:, 0], boxes[:, 3] - boxes[:, 1]
+    large = (w >= case["min_size"]) & (h >= case["min_size"])
+    scores, classes, boxes = scores[large], classes[large], boxes[large]
+    kept = (greedy if case["nms"] == "greedy" else soft)(case, scores, classes, boxes)
+    found = [[int(classes[i]), float(score), *map(float, boxes[i])] for i, score in kept]
     json.dump(found, open(f"{folder}/{case['name']}.found.json", "w"))

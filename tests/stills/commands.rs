@@ -90,6 +90,21 @@ fn detect_writes_one_line_a_picture_and_the_same_digest_every_time() {
     let strict = ok(folder, &["detect", "--model", "tiny", "a.png", "--json", "-", "--score-threshold", "0.999"]);
     let strict: Value = serde_json::from_str(strict.trim()).expect("JSON");
     assert_eq!(strict["detections"], Value::Array(vec![]), "a threshold that nothing passes");
+    let classes = |options: &[&str]| {
+        let line =
+            ok(folder, &[&["detect", "--model", "tiny", "a.png", "--json", "-", "--score-threshold", "0"], options].concat());
+        let line: Value = serde_json::from_str(line.trim()).expect("JSON");
+        let detections = line["detections"].as_array().expect("a list").clone();
+        detections.iter().map(|detection| detection["class"].as_str().expect("a name").to_owned()).collect::<Vec<_>>()
+    };
+    let all = classes(&[]);
+    assert!(all.iter().any(|class| class == "person") && all.iter().any(|class| class == "car"), "{all:?}");
+    let cars = classes(&["--classes", "car"]);
+    assert!(!cars.is_empty() && cars.iter().all(|class| class == "car"), "{cars:?}");
+    assert_eq!(classes(&["--class-threshold", "person=1"]), cars, "no person scores above 1");
+    assert_eq!(classes(&["--max-detections", "1"]), all[..1]);
+    assert!(classes(&["--class-agnostic-nms", "--nms-iou-threshold", "0"]).len() < all.len(), "others are suppressed too");
+    assert_eq!(classes(&["--min-box-size", "4096"]), [""; 0]);
 }
 
 #[test]
@@ -293,12 +308,17 @@ fn wrong_requests_are_named() {
     let animals = std::fs::read_to_string(folder.join("animals/annotations.json")).expect("a file").replace("person", "cow");
     std::fs::write(folder.join("animals/annotations.json"), animals).expect("a file");
     let detect = |rest: &[&'static str]| [&["detect", "--model", "tiny"], rest].concat();
-    let cases: [(Vec<&str>, i32, &[&str]); 15] = [
+    let cases: [(Vec<&str>, i32, &[&str]); 20] = [
         (detect(&["none.png"]), 2, &["none.png"]),
         (detect(&["text.png"]), 1, &["text.png", "not a picture", "JPEG, PNG and WebP"]),
         (detect(&[]), 2, &["IMAGE"]),
         (detect(&["a.png", "--json", "no/such/folder/x.json"]), 2, &["no/such/folder/x.json", "choose a folder"]),
         (detect(&["a.png", "--score-threshold", "1.5"]), 2, &["--score-threshold", "1.5", "0 to 1"]),
+        (detect(&["a.png", "--classes", "cow"]), 2, &["tiny/manifest.toml", "--classes", "`cow`", "person, car"]),
+        (detect(&["a.png", "--class-threshold", "person"]), 2, &["--class-threshold", "person=0.5"]),
+        (detect(&["a.png", "--classes", "car", "--class-threshold", "person=0.5"]), 2, &["0.5 for `person`", "only car"]),
+        (detect(&["a.png", "--soft-nms-sigma", "0.5"]), 2, &["--soft-nms-sigma", "--nms soft-gaussian"]),
+        (detect(&["a.png", "--nms", "hard"]), 2, &["--nms", "soft-linear"]),
         (vec!["detect", "--model", "none", "a.png"], 2, &["none/manifest.toml", "a model is a folder"]),
         (vec!["detect", "--model", "empty", "a.png"], 2, &["empty/manifest.toml"]),
         (vec!["eval", "--model", "tiny", "--data", "none"], 2, &["none/annotations.json", "COCO"]),

@@ -5,8 +5,10 @@ mod channels;
 mod conv;
 mod depthwise;
 mod maxpool;
+mod postprocess;
 mod preprocess;
 
+pub(super) use postprocess::{overlaps, scan};
 pub(super) use preprocess::{COLOR_BITS, Picture};
 pub use preprocess::{ColorCoefficients, MID_BITS, Taps, WEIGHT_BITS, add_weighted_row, round_row, weighted_mean};
 

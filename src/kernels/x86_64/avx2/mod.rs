@@ -9,11 +9,13 @@ mod conv;
 pub(super) mod depthwise;
 mod edges;
 mod maxpool;
+mod postprocess;
 mod preprocess;
 pub(super) mod requantize;
 pub(super) mod winograd;
 
 pub(in crate::kernels) use edges::{dequantize_planes, quantize_rgb_planes};
+pub(in crate::kernels) use postprocess::{overlaps, scan};
 pub(in crate::kernels) use preprocess::PictureLoops;
 
 use super::boxed;

@@ -9,11 +9,13 @@ mod conv;
 mod depthwise;
 mod edges;
 mod maxpool;
+mod postprocess;
 mod preprocess;
 mod requantize;
 mod winograd;
 
 pub(in crate::kernels) use edges::{dequantize_planes, quantize_rgb_planes};
+pub(in crate::kernels) use postprocess::{overlaps, scan};
 pub(in crate::kernels) use preprocess::PictureLoops;
 
 use super::boxed;

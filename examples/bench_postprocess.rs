@@ -1,0 +1,127 @@
+//! Measures postprocessing on heads from files, beside other programs: `benches/postprocess_peers.py` runs it.
+//!
+//! usage: `bench_postprocess FOLDER CASE`. The folder is as `tests/oracle/postprocess.py` describes it. Prints
+//! `{"ready":1,"found":n}`, then for every line `<seconds>` on stdin `{"wall":ms,"cpu":ms,"n":count}`: the least of each.
+
+use fovea::kernels::Kernels;
+use fovea::pipeline::clock::{Stopwatch, process_cpu_time};
+use fovea::postprocess::{Postprocessor, Rules};
+use fovea::quant::QuantParams;
+use fovea::retinanet::{
+    AnchorConfig, AnchorStride, HeadData, HeadOutputs, InputSpec, LevelHeads, LevelSpec, Manifest, NetworkSpec, PostprocessSpec,
+};
+use serde::Deserialize;
+use std::error::Error;
+use std::io::{BufRead, Write};
+use std::path::Path;
+use std::time::Duration;
+
+/// Scale and zero point of a file.
+#[derive(Debug, Deserialize)]
+struct Params {
+    scale: f32,
+    zero_point: u8,
+}
+
+#[derive(Debug, Deserialize)]
+struct Level {
+    grid: (usize, usize),
+    stride: usize,
+    base_size: f32,
+    cls: Params,
+    #[serde(rename = "box")]
+    bbox: Params,
+}
+
+#[derive(Debug, Deserialize)]
+struct Case {
+    name: String,
+    input: (usize, usize),
+    levels: Vec<Level>,
+    scales: Vec<f32>,
+    ratios: Vec<f32>,
+    offset: f32,
+    n_classes: usize,
+    thresholds: Vec<f32>,
+    topk: usize,
+    iou: f32,
+    max: usize,
+}
+
+fn manifest(case: &Case) -> Manifest {
+    let level = |level: &Level| LevelSpec { stride: level.stride, cls: String::new(), bbox: String::new() };
+    Manifest {
+        schema: 1,
+        name: case.name.clone(),
+        network: NetworkSpec { file: "-".into(), sha256: None },
+        input: InputSpec {
+            name: String::new(),
+            width: case.input.0,
+            height: case.input.1,
+            preprocess: 1,
+            mean: [0.0; 3],
+            std: [255.0; 3],
+        },
+        anchors: AnchorConfig {
+            base_sizes: case.levels.iter().map(|level| level.base_size).collect(),
+            scales: case.scales.clone(),
+            aspect_ratios: case.ratios.clone(),
+            center_offset: case.offset,
+            round: false,
+            truncate_sizes: false,
+            stride: AnchorStride::Nominal,
+        },
+        levels: case.levels.iter().map(level).collect(),
+        postprocess: PostprocessSpec {
+            score_threshold: 0.0,
+            topk_candidates_per_level: case.topk,
+            nms_iou_threshold: case.iou,
+            max_detections: case.max,
+            display_threshold: case.thresholds.clone(),
+            ..PostprocessSpec::default()
+        },
+        classes: (0..case.n_classes).map(|class| class.to_string()).collect(),
+    }
+}
+
+fn main() -> Result<(), Box<dyn Error>> {
+    let arguments: Vec<String> = std::env::args().collect();
+    let [_, folder, name] = arguments.as_slice() else { return Err("usage: bench_postprocess FOLDER CASE".into()) };
+    let folder = Path::new(folder);
+    let cases: Vec<Case> = serde_json::from_str(&std::fs::read_to_string(folder.join("cases.json"))?)?;
+    let case = cases.into_iter().find(|case| case.name == *name).ok_or("no such case")?;
+    let mut values = Vec::new();
+    for idx in 0..case.levels.len() {
+        let read = |kind: &str| std::fs::read(folder.join(format!("{name}.{idx}.{kind}")));
+        values.push((read("cls")?, read("box")?));
+    }
+    let params = |params: &Params| QuantParams { scale: params.scale, zero_point: params.zero_point };
+    let levels = values.iter().zip(&case.levels).map(|((cls, bbox), level)| LevelHeads {
+        grid: level.grid,
+        cls_logits: HeadData::Quantized(cls, params(&level.cls)),
+        bbox_deltas: HeadData::Quantized(bbox, params(&level.bbox)),
+    });
+    let heads = HeadOutputs { levels: levels.collect() };
+    let manifest = manifest(&case);
+    let rules = Rules::with_options(&manifest, &fovea::postprocess::PostprocessOptions::default())?;
+    let mut postprocessor = Postprocessor::with_rules(&manifest, rules, Kernels::default());
+    let mut found = Vec::new();
+    postprocessor.run(&heads, &mut found);
+    let mut out = std::io::stdout().lock();
+    writeln!(out, "{}", serde_json::json!({ "ready": 1, "found": found.len(), "isa": Kernels::default().isa().name() }))?;
+    for line in std::io::stdin().lock().lines() {
+        let time = Duration::try_from_secs_f64(line?.trim().parse()?)?;
+        let (mut wall, mut cpu, mut spent, mut n) = (Duration::MAX, Duration::MAX, Duration::ZERO, 0);
+        while spent < time {
+            let (before, mut stopwatch) = (process_cpu_time(), Stopwatch::start());
+            postprocessor.run(&heads, &mut found);
+            let lap = stopwatch.lap();
+            (wall, cpu) = (wall.min(lap), cpu.min(process_cpu_time().saturating_sub(before)));
+            (spent, n) = (spent + lap, n + 1);
+        }
+        let ms = |time: Duration| 1e3 * time.as_secs_f64();
+        writeln!(out, "{}", serde_json::json!({ "wall": ms(wall), "cpu": ms(cpu), "n": n }))?;
+        out.flush()?;
+    }
+    Ok(())
+}

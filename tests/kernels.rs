@@ -226,8 +226,7 @@ fn convolutions_at_the_edges_of_tiles() {
 /// Kernels that add pairs of products in 16 bits may do so only where no input saturates: pairs of weights on both sides of that.
 #[test]
 fn convolutions_with_pairs_of_weights_at_the_limit_of_16_bits() {
-    let pairs: [[i8; 2]; 12] = [
-        [64, 64],
+    let pairs: [[i8; 2]; 13] = [
         [-64, -64],
         [127, 1],
         [-127, -1],
@@ -235,14 +234,16 @@ fn convolutions_with_pairs_of_weights_at_the_limit_of_16_bits() {
         [127, -127],
         [0, 0],
         [3, -128],
-        [64, 65],
+        [64, 64],
         [-65, -64],
+        [64, 65],
+        [-64, -64],
         [127, 127],
         [-128, -128],
     ];
     let k3 = window((3, 3), (1, 1), (1, 1), [1; 4]);
-    // Only pairs that fit, all of them, only the two that leave the range by the least, each with each.
-    for (n, range) in [0..8, 0..12, 8..10, 6..9].into_iter().enumerate() {
+    // Only pairs that fit, all of them, those that leave the range by the least: below, on both sides, above.
+    for (n, range) in [0..8, 0..13, 7..9, 8..10, 9..11].into_iter().enumerate() {
         for (groups, out) in [(1, 9), (1, 40), (8, 8), (40, 40)] {
             let seed = u32::try_from(n).expect("small");
             let channels = if groups > 8 { 40 } else { 8 };
@@ -272,7 +273,7 @@ fn convolutions_near_the_limit_of_their_accumulators() {
         layer.spec.requant.multipliers = vec![1e-7, 1e-6, 1e-5, 1.0, f32::MAX];
         conv_agrees(&layer);
         // Below and above what leaves room for 64 times the sum.
-        for channels in [112, 120, 1024] {
+        for channels in [112, 120, 230, 1024] {
             let mut layer = self::layer(shape(4, 4, channels), window((3, 3), (1, 1), (1, 1), [1; 4]), (1, 16), 3, false);
             layer.spec.weights = vec![sign; layer.spec.weights.len()].into();
             layer.spec.input_zero_point = 255;

@@ -2,7 +2,7 @@
 //! beside bytes: nothing outside of the planes is read, and weights are computed once for each geometry.
 #![expect(unsafe_code, reason = "pages that must not be read: see the safety comments")]
 
-use fovea::frame::{ColorInfo, ColorMatrix, ColorRange, Letterbox, PictureRef, PixelFormat, PlaneRef};
+use fovea::frame::{ColorInfo, ColorMatrix, ColorRange, Letterbox, PictureError, PictureRef, PixelFormat, PlaneRef, Region};
 use fovea::kernels::{Isa, Kernels};
 use fovea::preprocess::Preprocessor;
 use proptest::prelude::*;
@@ -198,6 +198,45 @@ proptest! {
         let size = ((dst.0 * scale.0).div_ceil(8).min(600), (dst.1 * scale.1).div_ceil(8).min(400));
         let content = if is_extreme { Content::Extremes(seed) } else { Content::Noise(seed) };
         check(format, size, dst, color, padding, content);
+    }
+}
+
+/// A region looks like a picture that was cut out byte by byte.
+#[test]
+fn a_region_is_a_picture() {
+    let (size, dst) = ((61, 47), (40, 33));
+    for format in PixelFormat::ALL {
+        let planes = planes(format, size, 5, Content::Noise(4));
+        let whole = picture(format, size, ColorInfo::default(), &planes);
+        for region in [
+            Region { x: 0, y: 0, width: 61, height: 47 },
+            Region { x: 6, y: 4, width: 33, height: 20 },
+            Region { x: 60, y: 46, width: 1, height: 1 },
+            Region { x: 12, y: 30, width: 49, height: 17 },
+        ] {
+            let cut: Planes = (0..format.n_planes())
+                .map(|plane_idx| {
+                    let skipped = format.plane_size(plane_idx, region.x, region.y).expect("a plane");
+                    let kept = format.plane_size(plane_idx, region.width, region.height).expect("a plane");
+                    let rows = skipped.rows..skipped.rows + kept.rows;
+                    (
+                        rows.flat_map(|y| whole.row(plane_idx, y)[skipped.row_bytes..][..kept.row_bytes].to_vec()).collect(),
+                        kept.row_bytes,
+                    )
+                })
+                .collect();
+            let want = reference(&picture(format, (region.width, region.height), ColorInfo::default(), &cut), dst);
+            let part = whole.region(region).expect("inside");
+            for_each_isa(|kernels| assert!(run(&part, dst, kernels) == want, "{}: {format} {region}", kernels.isa().name()));
+        }
+        for (x, y, width, height) in [(0, 0, 62, 1), (0, 40, 1, 8), (usize::MAX, 0, 2, 1)] {
+            let error = whole.region(Region { x, y, width, height }).expect_err("outside");
+            assert!(matches!(error, PictureError::RegionOutside { .. }), "{error}");
+        }
+        assert!(matches!(whole.region(Region { x: 0, y: 0, width: 0, height: 4 }), Err(PictureError::Size { .. })));
+        let odd = |x, y| matches!(whole.region(Region { x, y, width: 4, height: 4 }), Err(PictureError::RegionOdd { .. }));
+        assert_eq!(odd(3, 2), format.is_yuv(), "{format}: an odd column");
+        assert_eq!(odd(2, 3), matches!(format, PixelFormat::Nv12 | PixelFormat::I420), "{format}: an odd row");
     }
 }
 

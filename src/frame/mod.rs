@@ -186,6 +186,43 @@ pub enum PictureError {
         /// Bytes from one row to the next.
         stride_bytes: usize,
     },
+    /// A region reaches out of its picture.
+    #[error("the region {region} does not lie in a picture of {width}x{height}")]
+    RegionOutside {
+        /// Which region.
+        region: Region,
+        /// Width of the picture in pixels.
+        width: usize,
+        /// Height of the picture in pixels.
+        height: usize,
+    },
+    /// A region begins between two samples of chroma.
+    #[error("the region {region} of a {format} picture must begin at an even pixel: chroma has half as many samples")]
+    RegionOdd {
+        /// Which region.
+        region: Region,
+        /// Layout of the samples.
+        format: PixelFormat,
+    },
+}
+
+/// A rectangle of pixels.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub struct Region {
+    /// First column.
+    pub x: usize,
+    /// First row.
+    pub y: usize,
+    /// Width in pixels, at least 1.
+    pub width: usize,
+    /// Height in pixels, at least 1.
+    pub height: usize,
+}
+
+impl fmt::Display for Region {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}x{} at {},{}", self.width, self.height, self.x, self.y)
+    }
 }
 
 /// Longest side of a picture that is accepted, in pixels.
@@ -228,6 +265,30 @@ impl<'a> PictureRef<'a> {
     pub fn rgb(data: &'a [u8], width: usize, height: usize) -> Result<Self, PictureError> {
         let plane = PlaneRef { data, stride_bytes: 3 * width };
         Self::new(PixelFormat::Rgb, width, height, ColorInfo::default(), [plane, PlaneRef::default(), PlaneRef::default()])
+    }
+
+    /// A part of the picture as a picture of its own; nothing is copied. Where chroma has half as many samples as pixels across or
+    /// down, the part begins at an even column or row; its size may be odd.
+    ///
+    /// # Errors
+    /// [`PictureError`] when the region reaches out of the picture, is empty, or begins between samples.
+    pub fn region(&self, region: Region) -> Result<Self, PictureError> {
+        let Region { x, y, width, height } = region;
+        let is_inside = |from: usize, len: usize, side: usize| from.checked_add(len).is_some_and(|end| end <= side);
+        if !is_inside(x, width, self.width) || !is_inside(y, height, self.height) {
+            return Err(PictureError::RegionOutside { region, width: self.width, height: self.height });
+        }
+        let (halves_columns, halves_rows) = (self.format.is_yuv(), self.format.n_planes() > 1);
+        if halves_columns && !x.is_multiple_of(2) || halves_rows && !y.is_multiple_of(2) {
+            return Err(PictureError::RegionOdd { region, format: self.format });
+        }
+        let mut planes = self.planes;
+        for (plane_idx, plane) in planes.iter_mut().enumerate() {
+            // What lies to the left and above has whole samples.
+            let Some(skipped) = self.format.plane_size(plane_idx, x, y) else { continue };
+            plane.data = plane.data.get(skipped.rows * plane.stride_bytes + skipped.row_bytes..).unwrap_or(&[]);
+        }
+        Self::new(self.format, width, height, self.color, planes)
     }
 
     /// Plane `plane_idx`; an empty one where the format has none.

@@ -69,9 +69,9 @@ impl Loops for PictureLoops {
         // SAFETY: only called through `Kernels`, which vouches for the CPU; rows and `mid` were checked.
         unsafe {
             if pairs.iter().all(RowPair::is_coarse) {
-                down_rows::<true>(plane, stride, row_bytes, pairs, mid);
+                down_rows_coarse(plane, stride, row_bytes, pairs, mid);
             } else {
-                down_rows::<false>(plane, stride, row_bytes, pairs, mid);
+                down_rows(plane, stride, row_bytes, pairs, mid);
             }
         }
     }
@@ -117,33 +117,19 @@ impl Round {
     }
 }
 
-/// Without low parts if all are 0.
-///
 /// # Safety
 /// The CPU has AVX-512 F and BW; the rows lie in `plane`; `mid` has 128 values beyond `row_bytes`.
 #[target_feature(enable = "avx512f,avx512bw")]
-unsafe fn down_rows<const IS_COARSE: bool>(plane: &[u8], stride: usize, row_bytes: usize, pairs: &[RowPair], mid: &mut [u16]) {
-    // Lanes of interleaved bytes back into the order of the columns.
-    let (lower, upper) = (_mm512_setr_epi64(0, 1, 8, 9, 2, 3, 10, 11), _mm512_setr_epi64(4, 5, 12, 13, 6, 7, 14, 15));
+unsafe fn down_rows(plane: &[u8], stride: usize, row_bytes: usize, pairs: &[RowPair], mid: &mut [u16]) {
     for first in (0..row_bytes).step_by(64) {
-        let left = row_bytes - first;
-        let mask = if left >= 64 { u64::MAX } else { (1 << left) - 1 };
         let mut high = [_mm512_setzero_si512(); 2];
         let mut low = [_mm512_set1_epi16(1 << (MID_BITS - 1)); 2];
         for (i, pair) in pairs.iter().enumerate() {
-            let row = |row_idx: usize| {
-                // SAFETY: the mask keeps the load within the row.
-                unsafe { _mm512_maskz_loadu_epi8(mask, plane.as_ptr().add(row_idx * stride + first).cast()) }
-            };
-            let (a, b) = (row(pair.rows[0]), row(pair.rows[1]));
-            let samples = [_mm512_unpacklo_epi8(a, b), _mm512_unpackhi_epi8(a, b)];
-            let high_weights = _mm512_set1_epi32(i32::from_ne_bytes(pair.high.map(i8::cast_unsigned)));
-            let low_weights = _mm512_set1_epi32(i32::from_ne_bytes(pair.low.map(i8::cast_unsigned)));
+            // SAFETY: as for this function.
+            let samples = unsafe { interleaved(plane, stride, row_bytes, pair, first) };
+            let (high_weights, low_weights) = (weights(pair.high), weights(pair.low));
             for half in 0..2 {
                 high[half] = _mm512_add_epi16(high[half], _mm512_maddubs_epi16(samples[half], high_weights));
-                if IS_COARSE {
-                    continue;
-                }
                 if i > 0 {
                     high[half] = _mm512_add_epi16(high[half], _mm512_srai_epi16::<MID_BITS>(low[half]));
                     low[half] = _mm512_and_si512(low[half], _mm512_set1_epi16((1 << MID_BITS) - 1));
@@ -151,15 +137,69 @@ unsafe fn down_rows<const IS_COARSE: bool>(plane: &[u8], stride: usize, row_byte
                 low[half] = _mm512_add_epi16(low[half], _mm512_maddubs_epi16(samples[half], low_weights));
             }
         }
-        let values = [0, 1].map(|half| {
-            if IS_COARSE { high[half] } else { _mm512_add_epi16(high[half], _mm512_srai_epi16::<MID_BITS>(low[half])) }
-        });
+        let values = [0, 1].map(|half| _mm512_add_epi16(high[half], _mm512_srai_epi16::<MID_BITS>(low[half])));
         // SAFETY: `first < row_bytes`, and 64 values fit into what `mid` has beyond.
-        unsafe {
-            let mid = mid.as_mut_ptr().add(first);
-            _mm512_storeu_si512(mid.cast(), _mm512_permutex2var_epi64(values[0], lower, values[1]));
-            _mm512_storeu_si512(mid.add(32).cast(), _mm512_permutex2var_epi64(values[0], upper, values[1]));
+        unsafe { store(values, mid.as_mut_ptr().add(first)) };
+    }
+}
+
+/// Where no weight has a low part.
+///
+/// # Safety
+/// As [`down_rows`].
+#[target_feature(enable = "avx512f,avx512bw")]
+unsafe fn down_rows_coarse(plane: &[u8], stride: usize, row_bytes: usize, pairs: &[RowPair], mid: &mut [u16]) {
+    for first in (0..row_bytes).step_by(64) {
+        let products = |pair: &RowPair| {
+            // SAFETY: as for this function.
+            let samples = unsafe { interleaved(plane, stride, row_bytes, pair, first) };
+            samples.map(|samples| _mm512_maddubs_epi16(samples, weights(pair.high)))
+        };
+        let mut values = products(&pairs[0]);
+        for pair in &pairs[1..] {
+            let more = products(pair);
+            values = [0, 1].map(|half| _mm512_add_epi16(values[half], more[half]));
         }
+        // SAFETY: `first < row_bytes`, and 64 values fit into what `mid` has beyond.
+        unsafe { store(values, mid.as_mut_ptr().add(first)) };
+    }
+}
+
+/// Weights of two rows, side by side.
+#[inline]
+#[target_feature(enable = "avx512f")]
+fn weights(parts: [i8; 4]) -> __m512i {
+    _mm512_set1_epi32(i32::from_ne_bytes(parts.map(i8::cast_unsigned)))
+}
+
+/// 64 bytes of two rows, byte by byte, zeros where the rows end.
+///
+/// # Safety
+/// The CPU has AVX-512 F and BW; the rows lie in `plane`; `first < row_bytes`.
+#[inline]
+#[target_feature(enable = "avx512f,avx512bw")]
+unsafe fn interleaved(plane: &[u8], stride: usize, row_bytes: usize, pair: &RowPair, first: usize) -> [__m512i; 2] {
+    let left = row_bytes - first;
+    let mask = if left >= 64 { u64::MAX } else { (1 << left) - 1 };
+    let [a, b] = pair.rows.map(|row_idx| {
+        // SAFETY: the mask keeps the load within the row.
+        unsafe { _mm512_maskz_loadu_epi8(mask, plane.as_ptr().add(row_idx * stride + first).cast()) }
+    });
+    [_mm512_unpacklo_epi8(a, b), _mm512_unpackhi_epi8(a, b)]
+}
+
+/// Values of interleaved bytes in the order of the columns.
+///
+/// # Safety
+/// The CPU has AVX-512 F; `mid` has room for 64 values.
+#[inline]
+#[target_feature(enable = "avx512f")]
+unsafe fn store([a, b]: [__m512i; 2], mid: *mut u16) {
+    let (lower, upper) = (_mm512_setr_epi64(0, 1, 8, 9, 2, 3, 10, 11), _mm512_setr_epi64(4, 5, 12, 13, 6, 7, 14, 15));
+    // SAFETY: 32 values each.
+    unsafe {
+        _mm512_storeu_si512(mid.cast(), _mm512_permutex2var_epi64(a, lower, b));
+        _mm512_storeu_si512(mid.add(32).cast(), _mm512_permutex2var_epi64(a, upper, b));
     }
 }
 
@@ -213,7 +253,7 @@ unsafe fn across_yuv<const LUMA: usize, const CHROMA: usize>(
     // What black and the middle of chroma take away, and half a unit.
     let rest = |chroma: i32| _mm512_set1_epi32((1 << (COLOR_BITS - 1)) - matrix.y * matrix.black - 128 * chroma);
     let (red_rest, green_rest, blue_rest) = (rest(matrix.rv), rest(-matrix.gu - matrix.gv), rest(matrix.bu));
-    for (block, pixels) in Pixels::of(rgb).enumerate() {
+    for block in 0..rgb.len().div_ceil(3 * LANES) {
         // SAFETY: as for this function.
         let ([y], [u, v]) =
             unsafe { (weigh::<1, LUMA>(luma, block, [mids[0]]), weigh::<2, CHROMA>(chroma, block, [mids[1], mids[2]])) };
@@ -224,7 +264,7 @@ unsafe fn across_yuv<const LUMA: usize, const CHROMA: usize>(
         let r = _mm512_dpwssd_epi32(red_rest, yv, red);
         let g = _mm512_dpwssd_epi32(_mm512_dpwssd_epi32(green_rest, yu, green_u), v, green_v);
         let b = _mm512_dpwssd_epi32(blue_rest, yu, blue);
-        pixels.write([r, g, b].map(|value| _mm512_srai_epi32::<COLOR_BITS>(value)));
+        write(&mut rgb[3 * LANES * block..], [r, g, b].map(|value| _mm512_srai_epi32::<COLOR_BITS>(value)));
     }
 }
 
@@ -232,10 +272,10 @@ unsafe fn across_yuv<const LUMA: usize, const CHROMA: usize>(
 /// As [`weigh`], for three components.
 #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512vnni")]
 unsafe fn across_rgb(columns: &Columns, mids: [&[u16]; 3], rgb: &mut [u8]) {
-    for (block, pixels) in Pixels::of(rgb).enumerate() {
+    for block in 0..rgb.len().div_ceil(3 * LANES) {
         // SAFETY: as for this function.
         let sums = unsafe { weigh::<3, 0>(columns, block, mids) };
-        pixels.write(sums.map(|sum| _mm512_srli_epi32::<SHIFT>(sum)));
+        write(&mut rgb[3 * LANES * block..], sums.map(|sum| _mm512_srli_epi32::<SHIFT>(sum)));
     }
 }
 
@@ -243,41 +283,28 @@ unsafe fn across_rgb(columns: &Columns, mids: [&[u16]; 3], rgb: &mut [u8]) {
 /// As [`weigh`], for one component.
 #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512vnni")]
 unsafe fn across_gray(columns: &Columns, mid: &[u16], rgb: &mut [u8]) {
-    for (block, pixels) in Pixels::of(rgb).enumerate() {
+    for block in 0..rgb.len().div_ceil(3 * LANES) {
         // SAFETY: as for this function.
         let [luma] = unsafe { weigh::<1, 0>(columns, block, [mid]) };
-        pixels.write([_mm512_srli_epi32::<SHIFT>(luma); 3]);
+        write(&mut rgb[3 * LANES * block..], [_mm512_srli_epi32::<SHIFT>(luma); 3]);
     }
 }
 
-/// Up to 16 pixels of a row.
-struct Pixels<'a>(&'a mut [u8]);
-
-impl<'a> Pixels<'a> {
-    fn of(rgb: &'a mut [u8]) -> impl Iterator<Item = Self> {
-        rgb.chunks_mut(3 * LANES).map(Self)
-    }
-
-    /// Red, green and blue, clamped to bytes.
-    #[inline]
-    #[target_feature(enable = "avx512f,avx512bw,avx512vl")]
-    fn write(self, [r, g, b]: [__m512i; 3]) {
-        let bytes = _mm512_packus_epi16(_mm512_packs_epi32(r, g), _mm512_packs_epi32(b, b));
-        // Four pixels in each lane: to 12 bytes, and the 12 bytes of all lanes together.
-        let mixed = _mm512_broadcast_i32x4(_mm_setr_epi8(0, 4, 8, 1, 5, 9, 2, 6, 10, 3, 7, 11, -1, -1, -1, -1));
-        let dense = _mm512_setr_epi32(0, 1, 2, 4, 5, 6, 8, 9, 10, 12, 13, 14, 3, 3, 3, 3);
-        let pixels = _mm512_permutexvar_epi32(dense, _mm512_shuffle_epi8(bytes, mixed));
-        let out = self.0.as_mut_ptr();
-        if self.0.len() == 3 * LANES {
-            // SAFETY: 32 and 16 bytes. Stores with a mask are slower.
-            unsafe {
-                _mm256_storeu_si256(out.cast(), _mm512_castsi512_si256(pixels));
-                _mm_storeu_si128(out.add(32).cast(), _mm512_extracti32x4_epi32::<2>(pixels));
-            }
-        } else {
-            let mask = (1_u64 << self.0.len()) - 1;
-            // SAFETY: the mask keeps the store within the slice.
-            unsafe { _mm512_mask_storeu_epi8(out.cast(), mask, pixels) };
-        }
+/// Red, green and blue of a block, clamped to bytes, to where a row goes on; what lies behind them in the row is overwritten.
+#[inline]
+#[target_feature(enable = "avx512f,avx512bw,avx512vl")]
+fn write(rgb: &mut [u8], [r, g, b]: [__m512i; 3]) {
+    let bytes = _mm512_packus_epi16(_mm512_packs_epi32(r, g), _mm512_packs_epi32(b, b));
+    // Four pixels in each lane: to 12 bytes, and the 12 bytes of all lanes together.
+    let mixed = _mm512_broadcast_i32x4(_mm_setr_epi8(0, 4, 8, 1, 5, 9, 2, 6, 10, 3, 7, 11, -1, -1, -1, -1));
+    let dense = _mm512_setr_epi32(0, 1, 2, 4, 5, 6, 8, 9, 10, 12, 13, 14, 3, 3, 3, 3);
+    let pixels = _mm512_permutexvar_epi32(dense, _mm512_shuffle_epi8(bytes, mixed));
+    if rgb.len() >= 64 {
+        // SAFETY: 64 bytes. A store with a mask is slower.
+        unsafe { _mm512_storeu_si512(rgb.as_mut_ptr().cast(), pixels) };
+    } else {
+        let mask = (1_u64 << rgb.len().min(3 * LANES)) - 1;
+        // SAFETY: the mask keeps the store within the slice.
+        unsafe { _mm512_mask_storeu_epi8(rgb.as_mut_ptr().cast(), mask, pixels) };
     }
 }

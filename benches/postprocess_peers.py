@@ -1,6 +1,6 @@
 """Postprocessing beside other programs, in turns, on one thread and on the same heads.
 
-usage: postprocess_peers.py KIT WORKER [--rounds 10] [--json FILE]
+usage: postprocess_peers.py KIT WORKER [--rounds 10] [--isa NAME] [--json FILE]
 
 KIT is a folder with bench_post.py: seeded heads and what NumPy, OpenCV and ONNX Runtime do with them. WORKER is
 target/release/examples/bench_postprocess. The heads are quantised to u8, [H, W, C], for WORKER, and go in real numbers to
@@ -13,6 +13,7 @@ arguments = argparse.ArgumentParser()
 arguments.add_argument("kit")
 arguments.add_argument("worker")
 arguments.add_argument("--rounds", type=int, default=10)
+arguments.add_argument("--isa", help="kernels of this instruction set; default: the best there is")
 arguments.add_argument("--json")
 arguments = arguments.parse_args()
 for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
@@ -68,7 +69,7 @@ with tempfile.TemporaryDirectory() as folder:
         case = {"name": name, "input": [width, height], "levels": levels, "scales": kit.SC, "ratios": kit.AR, "offset": 0.5,
                 "n_classes": k, "thresholds": [kit.THR] * k, "topk": 1000, "iou": 0.5, "max": 100}
         json.dump([case], open(f"{folder}/cases.json", "w"))
-        worker = subprocess.Popen([arguments.worker, folder, name], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+        worker = subprocess.Popen([arguments.worker, folder, name, *filter(None, [arguments.isa])], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
         ready = json.loads(worker.stdout.readline())
         kit.ANC = anchors
         whole = kit.ort_full(height, width, k, kit.levels(height, width))

@@ -1,9 +1,9 @@
 //! Measures postprocessing on heads from files, beside other programs: `benches/postprocess_peers.py` runs it.
 //!
-//! usage: `bench_postprocess FOLDER CASE`. The folder is as `tests/oracle/postprocess.py` describes it. Prints
+//! usage: `bench_postprocess FOLDER CASE [ISA]`. The folder is as `tests/oracle/postprocess.py` describes it. Prints
 //! `{"ready":1,"found":n}`, then for every line `<seconds>` on stdin `{"wall":ms,"cpu":ms,"n":count}`: the least of each.
 
-use fovea::kernels::Kernels;
+use fovea::kernels::{Isa, Kernels};
 use fovea::pipeline::clock::{Stopwatch, process_cpu_time};
 use fovea::postprocess::{Postprocessor, Rules};
 use fovea::quant::QuantParams;
@@ -86,7 +86,16 @@ fn manifest(case: &Case) -> Manifest {
 
 fn main() -> Result<(), Box<dyn Error>> {
     let arguments: Vec<String> = std::env::args().collect();
-    let [_, folder, name] = arguments.as_slice() else { return Err("usage: bench_postprocess FOLDER CASE".into()) };
+    let [_, folder, name, isa @ ..] = arguments.as_slice() else {
+        return Err("usage: bench_postprocess FOLDER CASE [ISA]".into());
+    };
+    let kernels = match isa.first() {
+        None => Kernels::default(),
+        Some(name) => {
+            let isa = Isa::available().into_iter().find(|isa| isa.name() == name);
+            isa.and_then(Kernels::new).ok_or_else(|| format!("this CPU or this build has no kernels {name}"))?
+        }
+    };
     let folder = Path::new(folder);
     let cases: Vec<Case> = serde_json::from_str(&std::fs::read_to_string(folder.join("cases.json"))?)?;
     let case = cases.into_iter().find(|case| case.name == *name).ok_or("no such case")?;
@@ -104,11 +113,11 @@ fn main() -> Result<(), Box<dyn Error>> {
     let heads = HeadOutputs { levels: levels.collect() };
     let manifest = manifest(&case);
     let rules = Rules::with_options(&manifest, &fovea::postprocess::PostprocessOptions::default())?;
-    let mut postprocessor = Postprocessor::with_rules(&manifest, rules, Kernels::default());
+    let mut postprocessor = Postprocessor::with_rules(&manifest, rules, kernels);
     let mut found = Vec::new();
     postprocessor.run(&heads, &mut found);
     let mut out = std::io::stdout().lock();
-    writeln!(out, "{}", serde_json::json!({ "ready": 1, "found": found.len(), "isa": Kernels::default().isa().name() }))?;
+    writeln!(out, "{}", serde_json::json!({ "ready": 1, "found": found.len(), "isa": kernels.isa().name() }))?;
     for line in std::io::stdin().lock().lines() {
         let time = Duration::try_from_secs_f64(line?.trim().parse()?)?;
         let (mut wall, mut cpu, mut spent, mut n) = (Duration::MAX, Duration::MAX, Duration::ZERO, 0);

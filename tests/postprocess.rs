@@ -57,9 +57,12 @@ fn all_kernels() -> Vec<Kernels> {
 
 #[test]
 fn instruction_sets_that_are_skipped_are_named() {
+    #[expect(clippy::disallowed_methods, reason = "a knob of this test")]
+    let required = std::env::var("FOVEA_REQUIRE_ISA").unwrap_or_default();
     for &isa in Isa::ALL {
         match Kernels::new(isa) {
             Some(_) => eprintln!("checked: {}", isa.name()),
+            None if required.split(',').any(|name| name == isa.name()) => panic!("{} is required and not there", isa.name()),
             None => eprintln!("skipped: {}: this CPU or this build does not have it", isa.name()),
         }
     }

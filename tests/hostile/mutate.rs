@@ -7,6 +7,7 @@ use fovea::executor::onnx::{
     tensor_shape_proto::dimension, type_proto,
 };
 use fovea::executor::{LoadError, LoadOptions, Network};
+use fovea::kernels::{Isa, Kernels};
 use std::path::Path;
 
 /// Files of each kind made of each network of the corpus.
@@ -202,10 +203,11 @@ fn mutate(graph: &mut GraphProto, random: &mut Random) {
     }
 }
 
-/// Loads `bytes` and runs what loads; whether it ran.
-fn try_out(bytes: &[u8]) -> bool {
-    // On the best kernels of this CPU, by this thread alone: its memory is counted.
-    let (loaded, most) = most_bytes(|| Network::load(bytes, &LoadOptions::default()));
+/// Loads `bytes` on `kernels` and runs what loads; whether it ran.
+fn try_out(bytes: &[u8], kernels: Kernels) -> bool {
+    // By this thread alone: its memory is counted.
+    let options = LoadOptions { kernels, ..LoadOptions::default() };
+    let (loaded, most) = most_bytes(|| Network::load(bytes, &options));
     let mut network = match loaded {
         Ok(network) => network,
         Err(error) => {
@@ -230,6 +232,11 @@ fn try_out(bytes: &[u8]) -> bool {
     true
 }
 
+/// Every instruction set of this CPU, best first.
+fn all_kernels() -> Vec<Kernels> {
+    Isa::available().into_iter().filter_map(Kernels::new).collect()
+}
+
 /// The networks of `tests/corpus`.
 fn corpus() -> Vec<(String, Vec<u8>)> {
     let files = std::fs::read_dir(Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/corpus")).expect("tests/corpus");
@@ -246,13 +253,16 @@ fn the_corpus_runs() {
     assert!(corpus.len() > 15, "{} networks", corpus.len());
     for (name, bytes) in &corpus {
         Network::load(bytes, &LoadOptions::default()).unwrap_or_else(|error| panic!("{name}: {error}"));
-        assert!(try_out(bytes), "{name}");
+        for kernels in all_kernels() {
+            assert!(try_out(bytes, kernels), "{name} on {}", kernels.isa().name());
+        }
     }
 }
 
 #[test]
 fn changed_networks_run_or_are_refused() {
     let mut random = Random(0x0BAD_F00D_0000_0007);
+    let kernels = all_kernels();
     let (mut n_run, mut n_not) = (0, 0);
     for (_, bytes) in corpus() {
         let whole = onnx::decode(&bytes).expect("a network");
@@ -262,7 +272,7 @@ fn changed_networks_run_or_are_refused() {
             for _ in 0..=random.below(3) {
                 mutate(graph, &mut random);
             }
-            if try_out(&onnx::encode(&model)) { n_run += 1 } else { n_not += 1 }
+            if try_out(&onnx::encode(&model), random.pick(&kernels)) { n_run += 1 } else { n_not += 1 }
         }
     }
     eprintln!("{n_run} changed networks ran, {n_not} did not");
@@ -272,12 +282,13 @@ fn changed_networks_run_or_are_refused() {
 #[test]
 fn damaged_bytes_run_or_are_refused() {
     let mut random = Random(0x0BAD_F00D_0000_0008);
+    let kernels = all_kernels();
     let (mut n_run, mut n_not) = (0, 0);
     for (_, whole) in corpus() {
         for _ in 0..N_BYTES * rounds() {
             let mut bytes = whole.clone();
             damage(&mut bytes, &mut random);
-            if try_out(&bytes) { n_run += 1 } else { n_not += 1 }
+            if try_out(&bytes, random.pick(&kernels)) { n_run += 1 } else { n_not += 1 }
         }
     }
     eprintln!("{n_run} damaged networks ran, {n_not} did not");

@@ -1,11 +1,48 @@
 //! Preprocessing on every instruction set against a reference written here from `docs/preprocess.md`, and what it promises
 //! beside bytes: nothing outside of the planes is read, and weights are computed once for each geometry.
-#![expect(unsafe_code, reason = "pages that must not be read: see the safety comments")]
+#![expect(unsafe_code, reason = "pages that must not be read, a counting allocator: see the safety comments")]
 
 use fovea::frame::{ColorInfo, ColorMatrix, ColorRange, Letterbox, PictureError, PictureRef, PixelFormat, PlaneRef, Region};
 use fovea::kernels::{Isa, Kernels};
 use fovea::preprocess::Preprocessor;
 use proptest::prelude::*;
+use std::alloc::{GlobalAlloc, Layout, System};
+use std::cell::Cell;
+
+/// Counts the allocations of each thread.
+struct Counting;
+
+thread_local! {
+    static N_ALLOCATIONS: Cell<u64> = const { Cell::new(0) };
+}
+
+fn count() {
+    // A thread that ends has no counter any more.
+    let _ = N_ALLOCATIONS.try_with(|n| n.set(n.get() + 1));
+}
+
+// SAFETY: every call goes to the system's allocator unchanged.
+unsafe impl GlobalAlloc for Counting {
+    unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
+        count();
+        // SAFETY: the caller keeps the contract.
+        unsafe { System.alloc(layout) }
+    }
+
+    unsafe fn dealloc(&self, pointer: *mut u8, layout: Layout) {
+        // SAFETY: the caller keeps the contract.
+        unsafe { System.dealloc(pointer, layout) }
+    }
+
+    unsafe fn realloc(&self, pointer: *mut u8, layout: Layout, size: usize) -> *mut u8 {
+        count();
+        // SAFETY: the caller keeps the contract.
+        unsafe { System.realloc(pointer, layout, size) }
+    }
+}
+
+#[global_allocator]
+static ALLOCATOR: Counting = Counting;
 
 /// Calls `check` for the kernels of every instruction set that is there.
 fn for_each_isa(mut check: impl FnMut(Kernels)) {
@@ -255,6 +292,26 @@ fn weights_are_computed_once_for_each_change_of_geometry() {
     assert_eq!(look(PixelFormat::Nv12, large), 2);
     assert_eq!(look(PixelFormat::I420, large), 3);
     assert_eq!(look(PixelFormat::I420, large), 3);
+}
+
+/// A frame like the one before takes no memory, on every instruction set.
+#[test]
+fn nothing_is_allocated_after_the_first_frame() {
+    let (size, dst) = ((322, 242), (96, 80));
+    for format in PixelFormat::ALL {
+        let planes = planes(format, size, 0, Content::Noise(6));
+        let picture = picture(format, size, ColorInfo::default(), &planes);
+        for_each_isa(|kernels| {
+            let mut preprocessor = Preprocessor::with_kernels(dst, kernels);
+            let mut out = vec![0; dst.0 * dst.1 * 3];
+            preprocessor.run(&picture, &mut out);
+            let before = N_ALLOCATIONS.get();
+            for _ in 0..20 {
+                preprocessor.run(&picture, &mut out);
+            }
+            assert_eq!(N_ALLOCATIONS.get() - before, 0, "{}: {format}", kernels.isa().name());
+        });
+    }
 }
 
 /// Bytes between two pages that must not be touched.

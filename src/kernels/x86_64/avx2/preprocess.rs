@@ -106,7 +106,8 @@ unsafe fn down_block<const IS_COARSE: bool>(pairs: &[RowPair], row: impl Fn(usiz
     }
 }
 
-/// Weighted sums of one block for components of one grid, in 32 bits each, the byte in the upper 11; `at` is where its rounds begin and then where they end.
+/// Weighted sums of one block for components of one grid, in 32 bits each, the byte in the upper 11; `at` is where its rounds
+/// begin and then where they end.
 ///
 /// # Safety
 /// The CPU has AVX2; each of `mids` has the values that the columns reach.

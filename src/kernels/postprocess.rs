@@ -10,7 +10,7 @@ use crate::detection::BBox;
 /// Values that a scan looks at before it asks whether there is room for as many hits.
 pub const SCAN_BLOCK: usize = 256;
 
-/// Boxes in a [`BoxGroup`].
+/// Boxes in a `BoxGroup`.
 pub const GROUP_LEN: usize = 16;
 
 /// The lowest quantised logit of each class that counts.

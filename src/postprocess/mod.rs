@@ -7,7 +7,7 @@
 //! and class, so that the result is the same on every machine. `docs/postprocess.md` has all of it.
 //!
 //! Quantised logits are compared with an integer: no sigmoid is computed, for any candidate; scores come from a table.
-//! A candidate is one integer, its [`Rank`]; boxes are decoded in the order of ranks, and only until there are n detections.
+//! A candidate is one integer, its `Rank`; boxes are decoded in the order of ranks, and only until there are n detections.
 
 mod rank;
 mod rules;

@@ -5,7 +5,8 @@
 
 use fovea::detection::{BBox, ClassId, Detection};
 use fovea::frame::{
-    ColorInfo, Frame, FrameId, FrameMemory, OwnedPlanes, PictureMut, PictureRef, PixelFormat, PlaneMut, PlaneRef, Stamps,
+    ColorInfo, Frame, FrameId, FrameMemory, OwnedPlanes, PictureError, PictureMut, PictureRef, PixelFormat, PlaneMut, PlaneRef,
+    Region, Stamps,
 };
 use fovea::pipeline::config::DEFAULT_QUEUE_CAPACITY;
 use fovea::pipeline::detections::{DetectionsWriter, Output};
@@ -192,6 +193,8 @@ impl FrameSource for FakeSource {
 
 /// A network that finds one object in every frame.
 struct FakeDetector {
+    /// Pictures of the stream do not hold the region of interest.
+    lacks_region: bool,
     delay: Duration,
     fails_on: fn(u64) -> bool,
     panics_on: Option<u64>,
@@ -205,6 +208,7 @@ struct FakeDetector {
 impl Default for FakeDetector {
     fn default() -> Self {
         Self {
+            lacks_region: false,
             delay: Duration::ZERO,
             fails_on: |_| false,
             panics_on: None,
@@ -217,6 +221,11 @@ impl Default for FakeDetector {
 }
 
 impl Detect for FakeDetector {
+    fn check(&self, (width, height): (usize, usize)) -> Result<(), DetectError> {
+        let region = Region { x: 0, y: 0, width: width + 1, height };
+        if self.lacks_region { Err(PictureError::RegionOutside { region, width, height }.into()) } else { Ok(()) }
+    }
+
     fn detect(&mut self, picture: &PictureRef<'_>, out: &mut Vec<Detection>) -> Result<StageTimes, DetectError> {
         let id = self.seen;
         self.seen += 1;
@@ -231,7 +240,7 @@ impl Detect for FakeDetector {
         }
         out.clear();
         if (self.fails_on)(id) {
-            return Err(DetectError("no memory".into()));
+            return Err(DetectError::Network("no memory".into()));
         }
         out.push(Detection { bbox: BBox::new(1.0, 2.0, 3.0, 4.0), class_id: ClassId(0), score: 0.5 });
         Ok(StageTimes::default())
@@ -405,7 +414,8 @@ fn a_network_that_fails_now_and_then_does_not_end_the_stream() {
     assert!(outcome.error.is_none());
     assert_eq!(outcome.report.streams[0].frames.dropped.of(DropCause::InferError), 10);
     let outcome = fails(|_| true);
-    assert!(matches!(&outcome.error, Some(RunError::Detect(error)) if error.0 == "no memory"), "{:?}", outcome.error);
+    let error = RunError::Detect(DetectError::Network("no memory".into())).to_string();
+    assert_eq!(outcome.error.as_ref().map(ToString::to_string), Some(error));
     assert_eq!(outcome.report.ended, "error");
 }
 
@@ -429,6 +439,16 @@ fn sinks_that_cannot_start_or_finish() {
     let ran = run(Plan::default(), FakeDetector::default(), sink, &options(Pace::Max), &StopSignal::default());
     assert!(matches!(ran.outcome.error, Some(RunError::Sink(_))));
     assert_eq!(ran.lines.len(), 40);
+}
+
+/// Before anything is written.
+#[test]
+fn a_region_outside_of_the_frames_is_a_wrong_request() {
+    let detector = FakeDetector { lacks_region: true, ..FakeDetector::default() };
+    let ran = run(Plan::default(), detector, FakeSink::default(), &options(Pace::Max), &StopSignal::default());
+    let error = ran.outcome.error.unwrap();
+    assert!(error.is_request() && error.to_string().contains("at 0,0 does not lie in a picture of"), "{error}");
+    assert!(ran.kept.is_empty() && ran.lines.is_empty());
 }
 
 #[test]

@@ -31,7 +31,7 @@ pub(crate) struct Args {
     #[arg(long, value_name = "URI", required_unless_present = "model_only")]
     source: Option<String>,
     /// Measure a network alone: a model folder, or a bare .onnx file.
-    #[arg(long, value_name = "MODEL", conflicts_with_all = ["source", "pace", "max_frames", "model", "PostprocessArgs"])]
+    #[arg(long, value_name = "MODEL", conflicts_with_all = ["source", "pace", "max_frames", "model", "ViewArgs", "PostprocessArgs"])]
     model_only: Option<PathBuf>,
     /// With --model-only: bytes [H, W, C] in and quantised values out.
     #[arg(long)]

@@ -2,6 +2,7 @@
 
 use super::{Failure, run};
 use anyhow::anyhow;
+use fovea::frame::{Roi, Rotation, View};
 use fovea::pipeline::config::{Draft, PipelineSpec};
 use fovea::pipeline::detector::Detector;
 use fovea::pipeline::spec::{Pace, SinkSpec, SourceKind, SourceSpec};
@@ -36,6 +37,7 @@ impl Args {
         let mut findings = vec![("file", Finding::Good(format!("{}: keys and values are right", self.pipeline.display())))];
         findings.push(("source", source(&spec.source)));
         findings.push(("pace", Finding::Good(pace(&spec))));
+        findings.push(("view", view(&spec)));
         findings.push(("model", model(&spec)));
         findings.push(("sink", sink(&spec)));
         for (name, output) in [("detections", &spec.detections), ("report", &spec.report)] {
@@ -101,6 +103,19 @@ fn pace(spec: &PipelineSpec) -> String {
             let age = spec.max_frame_age.as_millis();
             format!("live: the newest frame wins; one that waited more than {age} ms is dropped")
         }
+    }
+}
+
+fn view(spec: &PipelineSpec) -> Finding {
+    let View { roi, rotation } = spec.detector.view;
+    let turned = match rotation {
+        Rotation::None => String::new(),
+        turned => format!(", turned by {} degrees", turned.degrees()),
+    };
+    match roi {
+        Some(roi @ Roi::Pixels(_)) => Finding::Unknown(format!("{roi}{turned}: whether it lies in the frame shows when it runs")),
+        Some(roi) => Finding::Good(format!("{roi} of the frame{turned}")),
+        None => Finding::Good(format!("the whole frame{turned}")),
     }
 }
 

@@ -4,10 +4,13 @@ use super::Failure;
 use super::annotated::Annotated;
 use super::output::{ResultFile, write_results, write_stdout};
 use super::postprocess_args::PostprocessArgs;
+use super::view_args::ViewArgs;
 use fovea::detection::Detection;
+use fovea::frame::View;
 use fovea::images::{self, RgbPicture};
 use fovea::pipeline::detections::Objects;
 use fovea::pipeline::detector::{Detector, DetectorOptions, hex};
+use fovea::pipeline::ports::DetectError;
 use fovea::postprocess::PostprocessOptions;
 use serde::Serialize;
 use sha2::{Digest, Sha256};
@@ -48,6 +51,8 @@ pub(crate) struct Args {
     #[arg(long)]
     allow_float: bool,
     #[command(flatten)]
+    view: ViewArgs,
+    #[command(flatten)]
     postprocess: PostprocessArgs,
 }
 
@@ -72,7 +77,8 @@ impl Args {
         let json = self.json.as_deref().map(ResultFile::open).transpose()?;
         let mut annotated = self.out.map(|folder| Annotated::open(folder, &self.images)).transpose()?;
         let postprocess = self.postprocess.over(PostprocessOptions::default());
-        let options = DetectorOptions { threads: self.threads, postprocess, allow_float: self.allow_float };
+        let view = self.view.over(View::default());
+        let options = DetectorOptions { threads: self.threads, view, postprocess, allow_float: self.allow_float };
         let mut detector = Detector::open(&self.model, &options).map_err(Failure::request)?;
         let mut results = Results::default();
         let (mut n_unread, mut failure) = (0, None);
@@ -131,9 +137,10 @@ impl Results {
     /// Detects in `picture`, which was read from `path`.
     fn add(&mut self, path: &Path, picture: &RgbPicture, detector: &mut Detector, is_digested: bool) -> Result<(), Failure> {
         let digest = is_digested.then_some(&mut self.heads_digest);
-        detector
-            .detect_with_digest(&picture.as_picture(), &mut self.detections, digest)
-            .map_err(|error| Failure::failed(anyhow::Error::from(error).context(path.display().to_string())))?;
+        detector.detect_with_digest(&picture.as_picture(), &mut self.detections, digest).map_err(|error| {
+            let code = if matches!(error, DetectError::Region(_)) { Failure::request } else { Failure::failed };
+            code(anyhow::Error::from(error).context(path.display().to_string()))
+        })?;
         digest_detections(&self.detections, &mut self.detections_digest);
         let line = PictureLine {
             v: 1,

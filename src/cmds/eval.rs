@@ -3,10 +3,13 @@
 use super::Failure;
 use super::output::{ResultFile, write_report};
 use super::postprocess_args::PostprocessArgs;
+use super::view_args::ViewArgs;
 use fovea::eval::EvalReport;
+use fovea::frame::View;
 use fovea::images::ImageError;
 use fovea::pipeline::clock::Stopwatch;
 use fovea::pipeline::evaluate::{EvaluateError, EvaluateOptions, evaluate};
+use fovea::pipeline::ports::DetectError;
 use fovea::postprocess::PostprocessOptions;
 use indicatif::{ProgressBar, ProgressStyle};
 use std::fmt::Write as _;
@@ -20,7 +23,7 @@ Example:
 
 The data set is a folder with annotations.json (COCO format) and the folder images. Classes are matched by name; a class
 that is not in a picture's `exhaustive_category_ids` is skipped there. Scores are taken from the manifest's score_threshold
-on, unless an option says otherwise.")]
+on, unless an option says otherwise. What is labelled outside of --roi counts as missed.")]
 pub(crate) struct Args {
     /// Model folder: manifest.toml and the network that it names.
     #[arg(long, value_name = "DIR")]
@@ -41,6 +44,8 @@ pub(crate) struct Args {
     #[arg(long)]
     allow_float: bool,
     #[command(flatten)]
+    view: ViewArgs,
+    #[command(flatten)]
     postprocess: PostprocessArgs,
 }
 
@@ -51,6 +56,7 @@ impl Args {
             threads: self.threads,
             limit: self.limit,
             allow_float: self.allow_float,
+            view: self.view.over(View::default()),
             postprocess: self.postprocess.over(PostprocessOptions::default()),
         };
         let bar = ProgressBar::new(0);
@@ -78,6 +84,7 @@ impl Args {
 /// What cannot be opened is a wrong request; what is damaged or breaks on the way is a failure.
 fn failure(error: EvaluateError) -> Failure {
     match error {
+        EvaluateError::Detect { source: DetectError::Region(_), .. } => Failure::request(error),
         EvaluateError::Image(ImageError::Decode { .. }) | EvaluateError::Detect { .. } | EvaluateError::Eval(_) => {
             Failure::failed(error)
         }

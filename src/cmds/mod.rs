@@ -17,6 +17,7 @@ mod model_file;
 mod output;
 mod postprocess_args;
 mod run;
+mod view_args;
 
 use anyhow::Error;
 use clap::{Parser, Subcommand};

@@ -2,6 +2,7 @@
 
 use super::Failure;
 use super::postprocess_args::PostprocessArgs;
+use super::view_args::ViewArgs;
 use anyhow::anyhow;
 use fovea::pipeline::config::{ConfigError, Draft, PipelineSpec, read_seconds};
 use fovea::pipeline::detections::{DetectionsWriter, Output, probe_writable};
@@ -21,6 +22,7 @@ Examples:
   fovea run --source street.mp4 --sink annotated.mp4 --detections boxes.jsonl
   fovea run pipelines/usb-camera.toml --sink display
   fovea run --source rtsp://user:password@10.0.0.7/stream1 --detections -
+  fovea run --source v4l2:///dev/video0 --sink display --roi 0,0.5,1.0,0.5 --rotate 180
 
 The command line overrides the pipeline file. Paths in a pipeline file are relative to its folder.
 Ctrl-C finalises the video, the detections and the report; a second Ctrl-C leaves at once.";
@@ -72,15 +74,18 @@ pub(super) struct ModelArgs {
     #[arg(long)]
     pub(super) allow_float: bool,
     #[command(flatten)]
+    view: ViewArgs,
+    #[command(flatten)]
     postprocess: PostprocessArgs,
 }
 
 impl ModelArgs {
     /// Overrides what a pipeline file says.
     pub(super) fn apply(self, draft: &mut Draft) {
-        let DetectorOptions { threads, postprocess, allow_float } = std::mem::take(&mut draft.detector);
+        let DetectorOptions { threads, view, postprocess, allow_float } = std::mem::take(&mut draft.detector);
         draft.detector = DetectorOptions {
             threads: self.threads.unwrap_or(threads),
+            view: self.view.over(view),
             postprocess: self.postprocess.over(postprocess),
             allow_float: self.allow_float || allow_float,
         };

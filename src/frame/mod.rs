@@ -4,8 +4,10 @@
 //! [`PictureMut`]. A [`Frame`] owns whatever keeps its planes alive behind [`FrameMemory`].
 
 mod letterbox;
+mod view;
 
 pub use letterbox::Letterbox;
+pub use view::{Roi, RoiError, Rotation, RotationError, View};
 
 use std::fmt;
 use std::time::Duration;
@@ -249,7 +251,7 @@ impl<'a> PictureRef<'a> {
             if stride_bytes < size.row_bytes {
                 return Err(PictureError::StrideTooShort { plane_idx, format, row_bytes: size.row_bytes, stride_bytes });
             }
-            let expected = stride_bytes * (size.rows - 1) + size.row_bytes;
+            let expected = stride_bytes.saturating_mul(size.rows - 1).saturating_add(size.row_bytes);
             if plane.data.len() < expected {
                 let found = plane.data.len();
                 return Err(PictureError::PlaneTooShort { plane_idx, format, width, height, stride_bytes, expected, found });
@@ -494,6 +496,12 @@ mod tests {
         assert!(matches!(
             PictureRef::new(PixelFormat::Nv12, 321, 241, color, [luma, short, none]),
             Err(PictureError::PlaneTooShort { plane_idx: 1, .. })
+        ));
+        // A stride whose product with the rows does not fit.
+        let far = PlaneRef { data: &data, stride_bytes: usize::MAX / 2 + 1 };
+        assert!(matches!(
+            PictureRef::new(PixelFormat::Gray8, 321, 3, color, [far, none, none]),
+            Err(PictureError::PlaneTooShort { plane_idx: 0, expected: usize::MAX, .. })
         ));
         let narrow = PlaneRef { data: &data, stride_bytes: 321 };
         assert!(matches!(

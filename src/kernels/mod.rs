@@ -24,6 +24,7 @@ pub mod scalar;
 mod then;
 #[expect(unsafe_code, reason = "calls vector kernels: see the safety comments")]
 mod tiles;
+mod turn;
 #[expect(unsafe_code, reason = "calls vector kernels: see the safety comments")]
 mod winograd;
 #[cfg(target_arch = "x86_64")]

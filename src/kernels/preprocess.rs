@@ -47,6 +47,16 @@ impl TapTable {
         self.first.is_empty()
     }
 
+    /// The same output samples in the opposite order.
+    #[must_use]
+    pub fn reversed(&self) -> Self {
+        let mut reversed = Self::default();
+        for taps in (0..self.len()).rev().map(|idx| self.taps(idx)) {
+            reversed.push(taps.start, taps.weights.iter().copied());
+        }
+        reversed
+    }
+
     /// What output sample `idx` is made of.
     #[must_use]
     pub fn taps(&self, idx: usize) -> Taps<'_> {
@@ -342,7 +352,8 @@ pub(super) fn check_columns(columns: &[(usize, usize)], mids: [&[u16]; 3], n_blo
 pub(super) fn check_rows(plane: &[u8], stride: usize, row_bytes: usize, pairs: &[RowPair], mid: &[u16]) {
     assert!(mid.len() >= row_bytes + SLACK, "room for whole registers");
     let last = pairs.iter().map(|pair| pair.rows[0].max(pair.rows[1])).max().unwrap_or(0);
-    assert!(last * stride + row_bytes <= plane.len(), "row {last} of {row_bytes} bytes");
+    let end = last.checked_mul(stride).and_then(|start| start.checked_add(row_bytes));
+    assert!(end.is_some_and(|end| end <= plane.len()), "row {last} of {row_bytes} bytes");
 }
 
 /// Columns in blocks of eight outputs, four in each half of a register: for registers whose bytes can be picked within 16.

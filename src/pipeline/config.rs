@@ -8,6 +8,7 @@ use super::detections::Output;
 use super::detector::DetectorOptions;
 use super::secret::hide_credentials;
 use super::spec::{self, CameraMode, FrameRate, Pace, RtspTransport, SinkSpec, SourceKind, SourceSpec, SpecError};
+use crate::frame::{RoiError, Rotation, View};
 use crate::postprocess::{OptionError, PostprocessOptions};
 use crate::retinanet::NmsMethod;
 use serde::Deserialize;
@@ -26,6 +27,8 @@ pub struct PipelineConfig {
     pub pace: Option<Pace>,
     /// Where frames come from; required here or on the command line.
     pub source: Option<SourceConfig>,
+    /// What of a picture is looked at.
+    pub view: ViewConfig,
     /// The model.
     pub model: ModelConfig,
     /// Between the source and the network.
@@ -87,6 +90,17 @@ pub enum Transport {
     Tcp,
     /// UDP.
     Udp,
+}
+
+/// `[view]`
+#[derive(Debug, Clone, PartialEq, Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct ViewConfig {
+    /// Region of interest, `"x,y,width,height"` in pixels of the frame, or with a decimal point in parts of it, 0 to 1; default:
+    /// the whole frame.
+    pub roi: Option<String>,
+    /// Degrees by which the region is turned clockwise before the network sees it: 0, 90, 180 or 270; default 0.
+    pub rotate: Option<u32>,
 }
 
 /// `[model]`
@@ -327,6 +341,15 @@ impl Draft {
         if threads > 256 {
             return Err(value("model.threads", &threads, "0 to 256"));
         }
+        let wrong = |key, found: &dyn std::fmt::Display, expected: &dyn std::fmt::Display| ConfigError::Value {
+            path: file.clone(),
+            key,
+            found: found.to_string(),
+            expected: expected.to_string(),
+        };
+        let ViewConfig { roi, rotate } = &config.view;
+        let roi = roi.as_ref().map(|roi| roi.parse().map_err(|error: RoiError| wrong("view.roi", roi, &error))).transpose()?;
+        let rotation = Rotation::new(rotate.unwrap_or(0)).map_err(|error| wrong("view.rotate", &rotate.unwrap_or(0), &error))?;
         let postprocess = PostprocessOptions {
             score_threshold: config.model.score_threshold,
             class_thresholds: config.model.class_thresholds.into_iter().collect(),
@@ -362,7 +385,7 @@ impl Draft {
             pace: config.pace,
             source,
             model_dir: dir.map(|dir| base.join(dir)),
-            detector: DetectorOptions { threads, postprocess, allow_float },
+            detector: DetectorOptions { threads, view: View { roi, rotation }, postprocess, allow_float },
             queue_capacity: config.queue.capacity,
             max_frame_age: config.queue.max_frame_age_ms.map(Duration::from_millis),
             sink: config.sink.uri.map(|uri| SinkSpec::parse(&uri, base)).transpose().map_err(spec)?,
@@ -550,6 +573,7 @@ fn unknown_key(rest: &str) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::frame::Roi;
 
     fn read(text: &str) -> Result<Draft, String> {
         Draft::parse(text, Path::new("/cfg/street.toml")).map_err(|error| error.to_string())
@@ -567,6 +591,9 @@ mod tests {
             fps = 29.97
             pattern = "smpte"
             timeout_s = 3
+            [view]
+            roi = "0.5,0,0.5,1.0"
+            rotate = 270
             [model]
             dir = "../models/m"
             threads = 3
@@ -614,7 +641,8 @@ mod tests {
             max_detections: Some(7),
             min_box_size: Some(4.5),
         };
-        let options = DetectorOptions { threads: 3, postprocess, allow_float: true };
+        let view = View { roi: Some(Roi::Parts([0.5, 0.0, 0.5, 1.0])), rotation: Rotation::ThreeQuarters };
+        let options = DetectorOptions { threads: 3, view, postprocess, allow_float: true };
         assert_eq!(spec.detector, options);
         assert_eq!((spec.queue_capacity, spec.max_frame_age), (2, Duration::from_millis(250)));
         assert_eq!(spec.sink, SinkSpec::parse("/cfg/out/a.mkv", Path::new("")).unwrap());
@@ -662,6 +690,9 @@ mod tests {
             ("[model]\n\nthreads = 'two'", &["line 3, in [model]", "`threads`", "invalid type: string"]),
             ("pace = 'fast'", &["line 1", "`pace`", "`max`", "`live`"]),
             ("[source\n", &["line 1"]),
+            ("[view]\nroi = '1,2,3'", &["`view.roi` is 1,2,3;", "x,y,width,height"]),
+            ("[view]\nroi = '0.5,0,0.6,1'", &["`view.roi` is 0.5,0,0.6,1;", "0 to 1"]),
+            ("[view]\nrotate = 45", &["`view.rotate` is 45;", "0, 90, 180 or 270"]),
             ("[model]\nthreads = 257", &["`model.threads` is 257", "0 to 256"]),
             ("[model]\nscore_threshold = 1.5", &["/cfg/street.toml", "model.score_threshold", "1.5", "0 to 1"]),
             ("[model]\nclass_thresholds = { car = -1 }", &["model.class_thresholds", "-1 for `car`", "0 to 1"]),

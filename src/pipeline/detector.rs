@@ -4,7 +4,7 @@ use super::clock::Stopwatch;
 use super::ports::{Detect, DetectError, StageTimes};
 use crate::detection::Detection;
 use crate::executor::{Executor, LoadError, LoadOptions, MAX_FILE_LEN};
-use crate::frame::{Letterbox, PictureRef};
+use crate::frame::{Letterbox, PictureRef, View};
 use crate::kernels::Kernels;
 use crate::postprocess::{OptionError, PostprocessOptions, Postprocessor, Rules};
 use crate::preprocess::Preprocessor;
@@ -19,6 +19,8 @@ use std::path::{Path, PathBuf};
 pub struct DetectorOptions {
     /// Threads that share the rows of a layer; 0 means as many as there are processors.
     pub threads: usize,
+    /// What of a picture is looked at.
+    pub view: View,
     /// What is asked of postprocessing instead of what the manifest says.
     pub postprocess: PostprocessOptions,
     /// Accept a network that runs in float.
@@ -118,6 +120,7 @@ pub struct Detector {
     preprocessor: Preprocessor,
     executor: Executor,
     postprocessor: Postprocessor,
+    view: View,
     pixels: Vec<u8>,
 }
 
@@ -138,9 +141,10 @@ impl Detector {
         let executor = Executor::load(&bytes, &manifest, &load).map_err(|source| OpenError::Load { path, source })?;
         let (width, height) = (manifest.input.width, manifest.input.height);
         Ok(Self {
-            preprocessor: Preprocessor::new((width, height)),
+            preprocessor: Preprocessor::new((width, height)).turned(options.view.rotation),
             executor,
             postprocessor: Postprocessor::with_rules(&manifest, rules, Kernels::default()),
+            view: options.view,
             pixels: vec![0; width * height * 3],
             manifest,
         })
@@ -162,7 +166,7 @@ impl Detector {
     /// picture gives the same digest on every CPU.
     ///
     /// # Errors
-    /// [`DetectError`] if the network fails.
+    /// [`DetectError`] if the region of interest is not in the picture, or the network fails.
     pub fn detect_with_digest(
         &mut self,
         picture: &PictureRef<'_>,
@@ -170,12 +174,18 @@ impl Detector {
         digest: Option<&mut Sha256>,
     ) -> Result<StageTimes, DetectError> {
         let mut stopwatch = Stopwatch::start();
-        let letterbox = self.preprocessor.run(picture, &mut self.pixels);
+        let region = self.view.region((picture.width, picture.height))?;
+        let letterbox = self.preprocessor.run(&picture.region(region)?, &mut self.pixels);
         let preprocess = stopwatch.lap();
-        let heads = self.executor.run(&self.pixels).map_err(|error| DetectError(error.to_string()))?;
+        let heads = self.executor.run(&self.pixels).map_err(|error| DetectError::Network(error.to_string()))?;
         let infer = stopwatch.lap();
         self.postprocessor.run(&heads, out);
         to_frame(&letterbox, out);
+        if self.view != View::default() {
+            for detection in out.iter_mut() {
+                detection.bbox = self.view.frame_from_view(&detection.bbox, region);
+            }
+        }
         let postprocess = stopwatch.lap();
         if let Some(digest) = digest {
             for data in heads.levels.iter().flat_map(|level| [level.cls_logits, level.bbox_deltas]) {
@@ -187,6 +197,10 @@ impl Detector {
 }
 
 impl Detect for Detector {
+    fn check(&self, size: (usize, usize)) -> Result<(), DetectError> {
+        Ok(self.view.region(size).map(drop)?)
+    }
+
     fn detect(&mut self, picture: &PictureRef<'_>, out: &mut Vec<Detection>) -> Result<StageTimes, DetectError> {
         self.detect_with_digest(picture, out, None)
     }

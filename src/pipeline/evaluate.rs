@@ -7,6 +7,7 @@ use super::detector::{Detector, DetectorOptions, OpenError, read_manifest};
 use super::ports::{Detect, DetectError};
 use crate::detection::Detection;
 use crate::eval::{CocoDataset, CocoError, CocoEvaluator, CocoImage, EvalError};
+use crate::frame::View;
 use crate::images::{self, ImageError};
 use crate::postprocess::PostprocessOptions;
 use std::path::{Path, PathBuf};
@@ -21,6 +22,8 @@ pub struct EvaluateOptions {
     pub limit: Option<usize>,
     /// Accept a network that runs in float.
     pub allow_float: bool,
+    /// What of a picture is looked at; labels outside of it count as missed.
+    pub view: View,
     /// What is asked of postprocessing instead of what the manifest says; its `score_threshold` holds if none is asked for.
     pub postprocess: PostprocessOptions,
 }
@@ -125,6 +128,7 @@ pub fn evaluate(
     let threads = threads.clamp(1, dataset.images.len().max(1));
     let detector_options = DetectorOptions {
         threads: 1,
+        view: options.view,
         postprocess: PostprocessOptions {
             score_threshold: options.postprocess.score_threshold.or(Some(manifest.postprocess.score_threshold)),
             ..options.postprocess.clone()

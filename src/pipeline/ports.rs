@@ -4,7 +4,7 @@
 //! Adapters (`gst`) implement these traits; tests implement them with a few lines.
 
 use crate::detection::Detection;
-use crate::frame::{ColorInfo, Frame, PictureMut, PictureRef, PixelFormat, Stamps};
+use crate::frame::{ColorInfo, Frame, PictureError, PictureMut, PictureRef, PixelFormat, Stamps};
 use std::time::Duration;
 
 /// Time that each stage took for one picture.
@@ -20,11 +20,27 @@ pub struct StageTimes {
 
 /// A picture that could not be looked at; the stream goes on.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error("the network failed: {0}")]
-pub struct DetectError(pub String);
+#[non_exhaustive]
+pub enum DetectError {
+    /// The network failed.
+    #[error("the network failed: {0}")]
+    Network(String),
+    /// The region of interest is not in the picture.
+    #[error("{0}; name a region inside, or parts of the picture such as 0,0.25,1.0,0.5")]
+    Region(#[from] PictureError),
+}
 
 /// Finds objects in pictures.
 pub trait Detect: Send {
+    /// Whether pictures of `width` x `height` can be looked at: asked once, before the first.
+    ///
+    /// # Errors
+    /// [`DetectError`] saying what they lack.
+    fn check(&self, size: (usize, usize)) -> Result<(), DetectError> {
+        let _ = size;
+        Ok(())
+    }
+
     /// Detections in pixels of `picture`, best first, into `out` (cleared before).
     ///
     /// # Errors

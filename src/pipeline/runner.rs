@@ -142,9 +142,9 @@ pub enum RunError {
     /// Frames were lost or counted twice.
     #[error(transparent)]
     Ledger(#[from] LedgerError),
-    /// The network failed on every frame.
+    /// The network failed on every frame, or the region of interest lies outside of them.
     #[error("no frame could be looked at: {0}")]
-    Detect(DetectError),
+    Detect(#[from] DetectError),
     /// A mistake in the program.
     #[error("the inference thread broke down; please report this with the message above")]
     Panicked,
@@ -156,7 +156,10 @@ impl RunError {
     pub const fn is_request(&self) -> bool {
         matches!(
             self,
-            Self::Source(SourceError::Request(_)) | Self::Sink(SinkError::Request(_)) | Self::Output(OutputError::Create { .. })
+            Self::Source(SourceError::Request(_))
+                | Self::Sink(SinkError::Request(_))
+                | Self::Output(OutputError::Create { .. })
+                | Self::Detect(DetectError::Region(_))
         )
     }
 }
@@ -471,6 +474,7 @@ struct Worker {
 impl Worker {
     /// Opens what is written to, once the source is known to give frames.
     fn start(&mut self, info: &StreamInfo) -> Result<(), RunError> {
+        self.detector.check((info.width, info.height))?;
         self.sink.start(info)?;
         self.detections.as_mut().map_or(Ok(()), DetectionsWriter::start)?;
         Ok(())

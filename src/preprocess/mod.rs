@@ -2,13 +2,13 @@
 //!
 //! In: a [`PictureRef`] of any size and format. Out: `[height, width, 3]` bytes, red, green, blue. This is version 1 of
 //! the specification (`docs/preprocess.md`), frozen by golden hashes: the trainer, the calibration, the evaluation and
-//! the live pipeline all call it, and every machine writes the same bytes.
+//! the live pipeline all call it, and every machine writes the same bytes. A picture may be turned by quarters on the way.
 
 mod axis;
 
-use crate::frame::{ColorInfo, ColorMatrix, ColorRange, Letterbox, PictureRef, PixelFormat};
+use crate::frame::{ColorInfo, ColorMatrix, ColorRange, Letterbox, PictureRef, PixelFormat, Rotation};
 use crate::kernels::scalar::ColorCoefficients;
-use crate::kernels::{Component, Grid, Kernels, PictureKernel, PictureSpec, PlaneSpec};
+use crate::kernels::{Component, Grid, Kernels, PictureKernel, PictureSpec, PlaneSpec, TapTable};
 use axis::axis;
 
 /// Value of the network input outside the picture.
@@ -59,17 +59,21 @@ const fn coefficients(color: ColorInfo) -> ColorCoefficients {
     }
 }
 
-/// Rows and columns of a format's planes, weighted for a letterbox.
-fn spec(format: PixelFormat, letterbox: Letterbox) -> PictureSpec {
-    let (src, resized) = (letterbox.src, letterbox.resized);
+/// Rows and columns of a format's planes, weighted for the letterbox of the turned picture. What a turn by 180 degrees does,
+/// and what is left of the others when rows become columns, is their order.
+fn spec(format: PixelFormat, letterbox: Letterbox, rotation: Rotation) -> PictureSpec {
+    let (src, resized) = (rotation.turned(letterbox.src), rotation.turned(letterbox.resized));
+    let ordered = |taps: TapTable, is_reversed: bool| if is_reversed { taps.reversed() } else { taps };
+    let reverses_rows = matches!(rotation, Rotation::Quarter | Rotation::Half);
+    let reverses_columns = matches!(rotation, Rotation::Half | Rotation::ThreeQuarters);
     let plane = |plane_idx: usize| {
         let size = format.plane_size(plane_idx, src.0, src.1)?;
         let per_row = if plane_idx == 0 { 1 } else { 2 };
-        Some(PlaneSpec { row_bytes: size.row_bytes, rows: axis(src.1, per_row, resized.1) })
+        Some(PlaneSpec { row_bytes: size.row_bytes, rows: ordered(axis(src.1, per_row, resized.1), reverses_rows) })
     };
     let grid = |layout: GridLayout| Grid {
         step: layout.step,
-        columns: axis(src.0, if layout.halved { 2 } else { 1 }, resized.0),
+        columns: ordered(axis(src.0, if layout.halved { 2 } else { 1 }, resized.0), reverses_columns),
         components: layout.components,
     };
     PictureSpec { planes: (0..3).filter_map(plane).collect(), grids: grids(format).into_iter().map(grid).collect() }
@@ -81,13 +85,19 @@ struct Geometry {
     format: PixelFormat,
     letterbox: Letterbox,
     kernel: Box<dyn PictureKernel>,
+    /// Rows that wait until there are enough to become columns; none where rows stay rows.
+    band: Vec<u8>,
 }
+
+/// Rows of a band.
+const BAND_ROWS: usize = 16;
 
 /// Fills the network input of one model. Weights and buffers are kept, so that a frame of the same size and format as
 /// the one before allocates nothing.
 #[derive(Debug)]
 pub struct Preprocessor {
     dst: (usize, usize),
+    rotation: Rotation,
     kernels: Kernels,
     geometry: Option<Geometry>,
     n_rebuilds: u64,
@@ -103,7 +113,13 @@ impl Preprocessor {
     /// For a network input of `dst` pixels, by these kernels. All give the same bytes.
     #[must_use]
     pub const fn with_kernels(dst: (usize, usize), kernels: Kernels) -> Self {
-        Self { dst, kernels, geometry: None, n_rebuilds: 0 }
+        Self { dst, rotation: Rotation::None, kernels, geometry: None, n_rebuilds: 0 }
+    }
+
+    /// The same for pictures that are turned first.
+    #[must_use]
+    pub fn turned(self, rotation: Rotation) -> Self {
+        Self { rotation, geometry: None, ..self }
     }
 
     /// How often weights were computed: once for every change of size or format, the first picture included.
@@ -112,33 +128,58 @@ impl Preprocessor {
         self.n_rebuilds
     }
 
-    /// Writes `picture` into `out`, `[height, width, 3]` bytes; says where it sits in it.
+    /// Writes `picture`, turned, into `out`, `[height, width, 3]` bytes; says where the turned picture sits in it.
     ///
     /// # Panics
     /// If `out` has not the size of the network input.
     pub fn run(&mut self, picture: &PictureRef<'_>, out: &mut [u8]) -> Letterbox {
         assert_eq!(out.len(), self.dst.0 * self.dst.1 * 3, "the network input is {}x{}x3", self.dst.0, self.dst.1);
-        let (format, letterbox) = (picture.format, Letterbox::new((picture.width, picture.height), self.dst));
+        let (format, rotation) = (picture.format, self.rotation);
+        let letterbox = Letterbox::new(rotation.turned((picture.width, picture.height)), self.dst);
         if self.geometry.as_ref().is_some_and(|g| g.format != format || g.letterbox != letterbox) {
             self.geometry = None;
         }
         let (kernels, n_rebuilds) = (self.kernels, &mut self.n_rebuilds);
         let geometry = self.geometry.get_or_insert_with(|| {
             *n_rebuilds += 1;
-            Geometry { format, letterbox, kernel: kernels.prepare_picture(&spec(format, letterbox)) }
+            let band = if rotation.swaps_sides() { vec![0; BAND_ROWS * 3 * letterbox.resized.1] } else { Vec::new() };
+            Geometry { format, letterbox, kernel: kernels.prepare_picture(&spec(format, letterbox, rotation)), band }
         });
+        pad(&letterbox, out);
+        let Geometry { kernel, band, .. } = geometry;
         let planes = [picture.plane(0), picture.plane(1), picture.plane(2)];
         let matrix = coefficients(picture.color);
-        let (left, inside) = (3 * letterbox.pad.0, 3 * letterbox.resized.0);
-        for (y, row) in out.chunks_exact_mut(3 * self.dst.0).enumerate() {
-            let Some(row_idx) = y.checked_sub(letterbox.pad.1).filter(|&row_idx| row_idx < letterbox.resized.1) else {
-                row.fill(PAD_VALUE);
-                continue;
-            };
-            row[..left].fill(PAD_VALUE);
-            row[left + inside..].fill(PAD_VALUE);
-            geometry.kernel.row(row_idx, planes, &matrix, &mut row[left..left + inside]);
+        let ((left, top), (width, height)) = (letterbox.pad, letterbox.resized);
+        let stride = 3 * self.dst.0;
+        let inside = &mut out[top * stride + 3 * left..];
+        if rotation.swaps_sides() {
+            let row_bytes = 3 * height;
+            for first in (0..width).step_by(BAND_ROWS) {
+                let band = &mut band[..row_bytes * BAND_ROWS.min(width - first)];
+                for (y, row) in (first..).zip(band.chunks_exact_mut(row_bytes)) {
+                    kernel.row(y, planes, &matrix, row);
+                }
+                kernels.rows_to_columns(band, row_bytes, &mut inside[3 * first..], stride);
+            }
+        } else {
+            for (y, row) in inside.chunks_mut(stride).enumerate().take(height) {
+                kernel.row(y, planes, &matrix, &mut row[..3 * width]);
+            }
         }
         letterbox
+    }
+}
+
+/// Fills what the picture does not.
+fn pad(letterbox: &Letterbox, out: &mut [u8]) {
+    let rows = letterbox.pad.1..letterbox.pad.1 + letterbox.resized.1;
+    let columns = 3 * letterbox.pad.0..3 * (letterbox.pad.0 + letterbox.resized.0);
+    for (y, row) in out.chunks_exact_mut(3 * letterbox.dst.0).enumerate() {
+        if rows.contains(&y) {
+            row[..columns.start].fill(PAD_VALUE);
+            row[columns.end..].fill(PAD_VALUE);
+        } else {
+            row.fill(PAD_VALUE);
+        }
     }
 }

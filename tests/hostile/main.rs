@@ -7,6 +7,7 @@
 mod damage;
 mod limits;
 mod mutate;
+mod stages;
 #[path = "../stills/tiny.rs"]
 #[expect(dead_code, reason = "written for the tests of the commands too")]
 mod tiny;

@@ -107,6 +107,49 @@ fn detect_writes_one_line_a_picture_and_the_same_digest_every_time() {
     assert_eq!(classes(&["--min-box-size", "4096"]), [""; 0]);
 }
 
+/// A picture cut out and turned by hand looks the same to the network; its boxes are those of the whole picture elsewhere.
+#[test]
+fn a_region_and_a_turn_are_undone() {
+    const N: usize = tiny::SIDE;
+    let folder = workshop();
+    let folder = folder.path();
+    let whole = images::open(&folder.join("a.png")).expect("a picture");
+    let (left, top) = (14, 6);
+    let pixel = |x: usize, y: usize| whole.data[3 * (y * whole.width + x)..][..3].to_vec();
+    let detect = |arguments: &[&str]| {
+        let printed = ok(folder, &[&["detect", "--model", "tiny", "--digest", "--json", "x.jsonl"], arguments].concat());
+        let heads = printed.lines().find(|line| line.starts_with("heads ")).expect("a digest").to_owned();
+        let line = std::fs::read_to_string(folder.join("x.jsonl")).expect("a file");
+        let line: Value = serde_json::from_str(line.trim()).expect("JSON");
+        let of = |detection: &Value| -> (Value, [f64; 4]) {
+            (detection["score"].clone(), serde_json::from_value(detection["box"].clone()).expect("four numbers"))
+        };
+        (heads, line["width"].clone(), line["detections"].as_array().expect("a list").iter().map(of).collect::<Vec<_>>())
+    };
+    for n_quarters in 0..4 {
+        // Where a place of the turned picture was: a quarter back, again and again.
+        let back = |x: f64, y: f64| (0..n_quarters).fold((x, y), |(x, y), _| (y, N as f64 - x));
+        let pixel_back = |x, y| (0..n_quarters).fold((x, y), |(x, y), _| (y, N - 1 - x));
+        let turned = (0..N).flat_map(|y| (0..N).map(move |x| pixel_back(x, y)));
+        let data = turned.flat_map(|(x, y)| pixel(left + x, top + y)).collect();
+        let cut = images::RgbPicture { width: N, height: N, data };
+        images::save(&folder.join("cut.png"), &cut).expect("a picture");
+        let degrees = (90 * n_quarters).to_string();
+        let (heads, width, found) = detect(&["a.png", "--roi", "14,6,32,32", "--rotate", &degrees]);
+        let (heads_cut, _, found_cut) = detect(&["cut.png"]);
+        assert_eq!(heads, heads_cut, "{degrees} degrees");
+        assert!(width == 60 && !found.is_empty() && found.len() == found_cut.len());
+        for ((score, got), (score_cut, bbox)) in found.iter().zip(&found_cut) {
+            let ((x1, y1), (x2, y2)) = (back(bbox[0], bbox[1]), back(bbox[2], bbox[3]));
+            let want = [x1.min(x2) + 14.0, y1.min(y2) + 6.0, x1.max(x2) + 14.0, y1.max(y2) + 6.0];
+            assert!(got.iter().zip(want).all(|(got, want)| (got - want).abs() < 1e-4), "{degrees}: {got:?}, expected {want:?}");
+            assert_eq!(score, score_cut);
+        }
+    }
+    assert_eq!(detect(&["a.png", "--roi", "0,0,1.0,1"]), detect(&["a.png"]), "all of it");
+    assert_eq!(detect(&["a.png", "--roi", "0.5,0,0.5,1"]), detect(&["a.png", "--roi", "30,0,30,45"]));
+}
+
 #[test]
 fn detect_draws_into_a_folder() {
     let folder = workshop();
@@ -145,6 +188,8 @@ fn eval_reports_what_cli_md_states_for_any_number_of_threads() {
     assert_eq!(report["per_class"]["person"]["boxes"], 5);
     assert!(report["per_class"].get("zebra").is_none(), "a class the model does not know is left out: {report}");
     assert!(reports.iter().all(|other| other == report), "{reports:?}");
+    let all = ok(folder, &["eval", "--model", "tiny", "--data", "data", "--json", "-", "--roi", "0,0,1.0,1"]);
+    assert_eq!(&serde_json::from_str::<Value>(&all).expect("JSON"), report, "a region that is all of it");
     let some = ok(folder, &["eval", "--model", "tiny", "--data", "data", "--json", "-", "--limit", "2"]);
     assert_eq!(serde_json::from_str::<Value>(&some).expect("JSON")["images"], 2);
     let table = ok(folder, &["eval", "--model", "tiny", "--data", "data", "--json", "eval.json"]);
@@ -308,7 +353,12 @@ fn wrong_requests_are_named() {
     let animals = std::fs::read_to_string(folder.join("animals/annotations.json")).expect("a file").replace("person", "cow");
     std::fs::write(folder.join("animals/annotations.json"), animals).expect("a file");
     let detect = |rest: &[&'static str]| [&["detect", "--model", "tiny"], rest].concat();
-    let cases: [(Vec<&str>, i32, &[&str]); 20] = [
+    let cases: [(Vec<&str>, i32, &[&str]); 25] = [
+        (detect(&["a.png", "--roi", "0,1,60,45"]), 2, &["a.png", "60x45 at 0,1", "picture of 60x45", "name a region inside"]),
+        (detect(&["a.png", "--roi", "1,2,3"]), 2, &["--roi", "'1,2,3'", "x,y,width,height"]),
+        (detect(&["a.png", "--roi", "0.5,0,0.6,1"]), 2, &["--roi", "'0.5,0,0.6,1'", "0 to 1"]),
+        (detect(&["a.png", "--rotate", "45"]), 2, &["--rotate", "'45'", "0, 90, 180 or 270"]),
+        (vec!["eval", "--model", "tiny", "--data", "data", "--roi", "0,0,9999,1"], 2, &["1.png", "9999x1 at 0,0"]),
         (detect(&["none.png"]), 2, &["none.png"]),
         (detect(&["text.png"]), 1, &["text.png", "not a picture", "JPEG, PNG and WebP"]),
         (detect(&[]), 2, &["IMAGE"]),

@@ -7,10 +7,12 @@ mod depthwise;
 mod maxpool;
 mod postprocess;
 mod preprocess;
+mod turn;
 
 pub(super) use postprocess::{overlaps, scan};
 pub(super) use preprocess::{COLOR_BITS, Picture};
 pub use preprocess::{ColorCoefficients, MID_BITS, Taps, WEIGHT_BITS, add_weighted_row, round_row, weighted_mean};
+pub(super) use turn::rows_to_columns;
 
 use super::{Layout, OpSpec, RowKernel};
 

@@ -12,11 +12,13 @@ mod maxpool;
 mod postprocess;
 mod preprocess;
 pub(super) mod requantize;
+mod turn;
 mod winograd;
 
 pub(in crate::kernels) use edges::{dequantize_planes, quantize_rgb_planes};
 pub(in crate::kernels) use postprocess::{overlaps, scan};
 pub(in crate::kernels) use preprocess::PictureLoops;
+pub(in crate::kernels) use turn::rows_to_columns;
 
 use super::boxed;
 use crate::kernels::{Layout, OpSpec, PackCache, RowKernel};

@@ -26,7 +26,8 @@ use std::hint::black_box;
 
 /// Whether this CPU has all that the kernels of this folder use.
 pub(in crate::kernels) fn is_available() -> bool {
-    is_x86_feature_detected!("avx512f")
+    super::avx2::is_available()
+        && is_x86_feature_detected!("avx512f")
         && is_x86_feature_detected!("avx512bw")
         && is_x86_feature_detected!("avx512vl")
         && is_x86_feature_detected!("avx512dq")

@@ -1,0 +1,13 @@
+//! The body is `fuzz/bodies/postprocess.rs`, which the test suite runs on seeded inputs too.
+#![no_main]
+
+#[path = "../bodies/bytes.rs"]
+mod bytes;
+#[path = "../bodies/postprocess.rs"]
+mod postprocess;
+
+use libfuzzer_sys::fuzz_target;
+
+fuzz_target!(|bytes: &[u8]| {
+    postprocess::look(bytes);
+});

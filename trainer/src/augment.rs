@@ -1,8 +1,9 @@
-//! Random views of labelled pictures: flip, scale, crop, aspect, colour, mosaic of four.
+//! Random views of labelled pictures: flip, scale, crop, aspect, colour, mosaic of four; darkness, blur, noise, compression.
 //!
 //! Everything is drawn from a generator seeded with the sample's number, so that a resumed run sees the same pictures.
 
 use crate::data::{Example, Label, LabelKind};
+use crate::degrade::degrade;
 use fovea::detection::BBox;
 use fovea::images::RgbPicture;
 use fovea::preprocess::PAD_VALUE;
@@ -24,11 +25,33 @@ pub(crate) struct Augmentation {
     pub(crate) color: f32,
     /// Probability of four pictures in one.
     pub(crate) mosaic: f32,
+    /// Probability of a dark, noisy picture. A file without this key or the next three means 0.
+    #[serde(default)]
+    pub(crate) night: f32,
+    /// Probability of blur: out of focus or moved.
+    #[serde(default)]
+    pub(crate) blur: f32,
+    /// Probability of sensor noise.
+    #[serde(default)]
+    pub(crate) noise: f32,
+    /// Probability of a further JPEG compression.
+    #[serde(default)]
+    pub(crate) jpeg: f32,
 }
 
 impl Default for Augmentation {
     fn default() -> Self {
-        Self { flip: 0.5, scale: [0.55, 1.7], aspect: 0.15, color: 0.4, mosaic: 0.5 }
+        Self {
+            scale: [0.55, 1.7],
+            aspect: 0.15,
+            color: 0.4,
+            mosaic: 0.5,
+            night: 0.1,
+            blur: 0.1,
+            noise: 0.1,
+            jpeg: 0.15,
+            ..Self::FLIP_ONLY
+        }
     }
 }
 
@@ -36,7 +59,7 @@ impl Augmentation {
     /// Whether samples can be drawn with these settings.
     pub(crate) fn is_possible(&self) -> bool {
         let [low, high] = self.scale;
-        [self.flip, self.mosaic, self.color].iter().all(|p| (0.0..=1.0).contains(p))
+        [self.flip, self.mosaic, self.color, self.night, self.blur, self.noise, self.jpeg].iter().all(|p| (0.0..=1.0).contains(p))
             && low > 0.0
             && low <= high
             && high.is_finite()
@@ -44,7 +67,8 @@ impl Augmentation {
     }
 
     /// The paper's: horizontal flip only.
-    pub(crate) const FLIP_ONLY: Self = Self { flip: 0.5, scale: [1.0, 1.0], aspect: 0.0, color: 0.0, mosaic: 0.0 };
+    pub(crate) const FLIP_ONLY: Self =
+        Self { flip: 0.5, scale: [1.0, 1.0], aspect: 0.0, color: 0.0, mosaic: 0.0, night: 0.0, blur: 0.0, noise: 0.0, jpeg: 0.0 };
 }
 
 /// A part of a sample with its own knowledge of what is background.
@@ -123,6 +147,7 @@ pub(crate) fn sample(
     if how.color > 0.0 && rng.random_range(0.0..1.0) < 0.8 {
         change_colors(&mut sample.pixels, how.color, rng);
     }
+    degrade(&mut sample.pixels, size, how, rng);
     sample
 }
 
@@ -263,7 +288,7 @@ mod tests {
     #[test]
     fn labels_stay_on_their_pixels() {
         let examples = [example(160, 120, (20, 30, 90, 80))];
-        let how = Augmentation { color: 0.0, mosaic: 0.0, ..Augmentation::default() };
+        let how = Augmentation { scale: [0.55, 1.7], aspect: 0.15, ..Augmentation::FLIP_ONLY };
         let mut n_checked = 0;
         for seed in 0..200 {
             let sample = sample(&examples, 0, (208, 128), &how, &mut ChaCha8Rng::seed_from_u64(seed));

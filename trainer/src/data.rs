@@ -77,6 +77,26 @@ fn read_coco(path: &Path) -> Result<CocoDataset> {
     CocoDataset::parse(&text).with_context(|| path.display().to_string())
 }
 
+/// Pictures of a folder and of the folders in it: names within the folder, in order.
+pub(crate) fn list_pictures(dir: &Path) -> Result<Vec<String>> {
+    let mut names = Vec::new();
+    let mut open = vec![PathBuf::new()];
+    while let Some(folder) = open.pop() {
+        let path = dir.join(&folder);
+        for entry in std::fs::read_dir(&path).with_context(|| format!("cannot read the folder {}", path.display()))? {
+            let entry = entry?;
+            let name = folder.join(entry.file_name());
+            if entry.file_type()?.is_dir() {
+                open.push(name);
+            } else if name.extension().is_some_and(|ext| images::EXTENSIONS.contains(&&*ext.to_string_lossy().to_lowercase())) {
+                names.push(name.to_string_lossy().into_owned());
+            }
+        }
+    }
+    names.sort_unstable();
+    Ok(names)
+}
+
 /// Class index by category id, for the model's class names.
 pub(crate) fn class_by_category(coco: &CocoDataset, classes: &[String]) -> HashMap<u32, usize> {
     let index = |name: &str| classes.iter().position(|class| class == name);

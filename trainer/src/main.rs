@@ -27,12 +27,14 @@ mod cuda;
 #[cfg(feature = "train")]
 mod curve;
 mod data;
+mod degrade;
 #[cfg(feature = "train")]
 mod evaluate;
 mod export;
 #[cfg(feature = "train")]
 mod fit;
 mod fold;
+mod fusion;
 mod graph;
 #[cfg(feature = "train")]
 mod loss;

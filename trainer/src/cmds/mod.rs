@@ -6,6 +6,7 @@ mod eval;
 mod export;
 #[cfg(feature = "train")]
 mod fit;
+mod pseudo_label;
 mod quantize;
 
 use anyhow::Result;
@@ -33,6 +34,8 @@ pub(crate) enum Command {
     Export(export::Args),
     /// Write a run's averaged weights as an int8 model, measured against float.
     Quantize(quantize::Args),
+    /// Label pictures with trained models.
+    PseudoLabel(pseudo_label::Args),
     /// Look at data sets.
     Data(data::Args),
 }
@@ -52,6 +55,7 @@ impl Command {
             Self::Eval(args) => args.run(),
             Self::Export(args) => args.run(),
             Self::Quantize(args) => args.run(),
+            Self::PseudoLabel(args) => args.run(),
             Self::Data(args) => args.run(),
         }
     }

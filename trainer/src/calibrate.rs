@@ -6,6 +6,8 @@
 //! one range with what they pass on, so that passing on costs nothing and loses nothing.
 
 use crate::graph::{Graph, Op, ValueId};
+use crate::package::planar;
+use crate::spec::Pixels;
 use anyhow::{Context, Result, bail};
 use fovea::executor::{LoadOptions, Network};
 use fovea::quant::QuantParams;
@@ -128,7 +130,7 @@ pub(crate) fn calibrate(
     order.extend(taps);
 
     let none = || -> Extremes { vec![(0.0, 0.0); graph.values.len()] };
-    let by_thread = over_pictures(model, pictures, bar, none, |seen, outputs| {
+    let by_thread = over_pictures(model, graph.pixels, pictures, bar, none, |seen, outputs| {
         for (place, (output, &id)) in outputs.iter().zip(&order).enumerate() {
             let (low, high) = &mut seen[root[id]];
             let mut add = |value: f32| (*low, *high) = (low.min(value), high.max(value));
@@ -153,7 +155,7 @@ pub(crate) fn calibrate(
     }
 
     let empty = || -> Vec<Option<Histogram>> { vec![None; graph.values.len()] };
-    let by_thread = over_pictures(model, pictures, bar, empty, |histograms, outputs| {
+    let by_thread = over_pictures(model, graph.pixels, pictures, bar, empty, |histograms, outputs| {
         for (output, &id) in outputs.iter().zip(&order).skip(2 * n_levels) {
             let (low, high) = range[root[id]];
             let histogram = histograms[root[id]].get_or_insert_with(|| Histogram::new(low, high));
@@ -173,8 +175,13 @@ pub(crate) fn calibrate(
     (0..graph.values.len())
         .map(|id| {
             if id == 0 {
-                // A pixel's value is its quantised value.
-                return Ok(QuantParams::new(1.0 / 255.0, 0)?);
+                // A pixel's value is its quantised value, unless mean and deviation come between.
+                return if graph.pixels == Pixels::default() {
+                    Ok(QuantParams::new(1.0 / 255.0, 0)?)
+                } else {
+                    let (low, high) = graph.pixels.range();
+                    params_for(low, high)
+                };
             }
             let (low, high) = histograms[root[id]].as_ref().map_or(range[root[id]], Histogram::best_range);
             params_for(low, high)
@@ -205,6 +212,7 @@ fn decoded<'a>(logits: &'a Output, deltas: &'a Output) -> impl Iterator<Item = f
 /// Runs the network over all pictures, on every processor, each with an accumulator of its own.
 fn over_pictures<T: Send>(
     model: &[u8],
+    pixels: Pixels,
     pictures: &[Vec<u8>],
     bar: &ProgressBar,
     start: impl Fn() -> T + Sync,
@@ -216,15 +224,8 @@ fn over_pictures<T: Send>(
             Network::load(model, &LoadOptions { allow_float: true, ..LoadOptions::default() }).context("calibration")?;
         let cells: Vec<usize> = network.outputs().iter().map(|output| output.shape.h * output.shape.w).collect();
         let mut accumulated = start();
-        let mut input = vec![0.0; pictures.first().map_or(0, Vec::len)];
         for picture in pictures {
-            let n_cells = picture.len() / 3;
-            for (cell, pixel) in picture.chunks_exact(3).enumerate() {
-                for (channel, &value) in pixel.iter().enumerate() {
-                    input[channel * n_cells + cell] = f32::from(value) / 255.0;
-                }
-            }
-            let outputs = network.run_f32(&input).context("calibration")?;
+            let outputs = network.run_f32(&planar(picture, pixels)).context("calibration")?;
             let output = |(values, &n_cells): (&fovea::kernels::Reals, &usize)| Output { values: values.to_vec(), n_cells };
             let outputs: Vec<Output> = outputs.iter().zip(&cells).map(output).collect();
             visit(&mut accumulated, &outputs);

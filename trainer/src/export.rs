@@ -4,7 +4,7 @@
 //! weights are i8 with one scale for each output channel, biases i32 in steps of `input scale x weight scale`.
 
 use crate::fold::Folded;
-use crate::graph::{Conv, Graph, Node, Op, ValueId};
+use crate::graph::{Activation, Conv, Graph, Node, Op, ValueId};
 use crate::spec::ModelSpec;
 use fovea::executor::onnx::{
     AttributeProto, GraphProto, ModelProto, NodeProto, OperatorSetIdProto, TensorProto, TensorShapeProto, TypeProto,
@@ -177,10 +177,18 @@ impl<'a> Writer<'a> {
                 int("group", conv.groups),
             ];
             let written = self.write(output);
-            let made = if conv.relu { format!("{}.pre", self.graph.values[output].name) } else { written.clone() };
+            let is_last = conv.activation == Activation::None;
+            let made = if is_last { written.clone() } else { format!("{}.pre", self.graph.values[output].name) };
             self.node("Conv", vec![self.read(input), weight.clone(), bias], vec![made.clone()], attributes);
-            if conv.relu {
-                self.node("Relu", vec![made], vec![written.clone()], Vec::new());
+            match conv.activation {
+                Activation::None => {}
+                Activation::Relu => self.node("Relu", vec![made], vec![written.clone()], Vec::new()),
+                Activation::Relu6 => {
+                    let name = &self.graph.values[output].name;
+                    let bounds = [("low", 0.0), ("high", 6.0)].map(|(end, value)| (format!("{name}.{end}"), value));
+                    let [low, high] = bounds.map(|(name, value)| self.floats(name, &[], &[value]));
+                    self.node("Clip", vec![made, low, high], vec![written.clone()], Vec::new());
+                }
             }
             self.quantize_value(output, &written, None);
         }

@@ -1,6 +1,7 @@
 //! Batch norm folded into the convolution in front of it: what is exported and quantised.
 
 use crate::graph::Graph;
+use crate::spec::Norm;
 use crate::weights::{Array, Weights};
 use anyhow::{Context, Result, bail};
 use std::collections::BTreeMap;
@@ -23,7 +24,7 @@ pub(crate) type Folded = BTreeMap<String, FoldedConv>;
 /// Folds every convolution of a network.
 ///
 /// # Errors
-/// A missing array or one of another length.
+/// A missing array or one of another length; a group norm.
 pub(crate) fn fold(graph: &Graph, weights: &Weights) -> Result<Folded> {
     graph.convs().map(|conv| Ok((conv.name.clone(), fold_conv(conv, weights)?))).collect()
 }
@@ -39,17 +40,32 @@ fn fold_conv(conv: &crate::graph::Conv, weights: &Weights) -> Result<FoldedConv>
         Ok(array)
     };
     let mut folded = FoldedConv { weights: get("weight", len)?.data.clone(), bias: vec![0.0; conv.c_out] };
-    if !conv.norm {
-        folded.bias.clone_from(&get("bias", conv.c_out)?.data);
-        return Ok(folded);
+    match conv.norm {
+        Norm::None => {
+            folded.bias.clone_from(&get("bias", conv.c_out)?.data);
+            return Ok(folded);
+        }
+        Norm::Batch => {}
+        Norm::Group => bail!(
+            "`{}` has a group norm, whose statistics are those of the picture at hand, so that it cannot become part of the \
+             convolution; train with head_norm = \"batch\" to export",
+            conv.name
+        ),
     }
     let [gamma, beta, mean, var] =
         ["norm.weight", "norm.bias", "norm.running_mean", "norm.running_var"].map(|suffix| get(suffix, conv.c_out));
     let (gamma, beta, mean, var) = (gamma?, beta?, mean?, var?);
-    for (o, taps) in folded.weights.chunks_exact_mut(len / conv.c_out).enumerate() {
-        let scale = gamma.data[o] / (var.data[o] + NORM_EPS).sqrt();
-        taps.iter_mut().for_each(|tap| *tap *= scale);
-        folded.bias[o] = beta.data[o] - mean.data[o] * scale;
-    }
+    folded.bias = fold_norm(&mut folded.weights, [&gamma.data, &beta.data, &mean.data, &var.data], NORM_EPS);
     Ok(folded)
+}
+
+/// Folds a batch norm (weight, bias, running mean and variance) into the weights before it; gives their biases.
+pub(crate) fn fold_norm(weights: &mut [f32], [gamma, beta, mean, var]: [&[f32]; 4], eps: f32) -> Vec<f32> {
+    let taps = weights.len() / gamma.len();
+    let fold = |(o, taps): (usize, &mut [f32])| {
+        let scale = gamma[o] / (var[o] + eps).sqrt();
+        taps.iter_mut().for_each(|tap| *tap *= scale);
+        beta[o] - mean[o] * scale
+    };
+    weights.chunks_exact_mut(taps).enumerate().map(fold).collect()
 }

@@ -36,6 +36,7 @@ mod fit;
 mod fold;
 mod fusion;
 mod graph;
+mod import;
 #[cfg(feature = "train")]
 mod loss;
 #[cfg(feature = "train")]
@@ -43,10 +44,12 @@ mod model;
 #[cfg(feature = "train")]
 mod optim;
 mod package;
+mod pickle;
 mod quantize;
 mod run_dir;
 mod spec;
 mod targets;
+mod torch_file;
 mod weights;
 
 use clap::Parser;

@@ -5,8 +5,8 @@
 //! arithmetic is. A convolution that several levels share normalises over all of them at once.
 
 use crate::fold::NORM_EPS;
-use crate::graph::{Conv, Graph, Op, ValueId};
-use crate::spec::ModelSpec;
+use crate::graph::{Activation, Conv, Graph, Op, ValueId};
+use crate::spec::{ModelSpec, Norm, Pixels};
 use crate::weights::{Array, Weights};
 use anyhow::{Result, bail};
 use rand::{RngExt, SeedableRng};
@@ -108,12 +108,15 @@ impl Model {
             };
             add(format!("{}.weight", conv.name), Tensor::from_slice(&values).reshape(shape), true);
             let channels = conv.c_out as i64;
-            if conv.norm {
+            if conv.norm != Norm::None {
                 add(format!("{}.norm.weight", conv.name), Tensor::ones([channels], (Kind::Float, Device::Cpu)), false);
                 add(format!("{}.norm.bias", conv.name), Tensor::zeros([channels], (Kind::Float, Device::Cpu)), false);
+            }
+            if conv.norm == Norm::Batch {
                 buffers.insert(format!("{}.norm.running_mean", conv.name), Tensor::zeros([channels], (Kind::Float, device)));
                 buffers.insert(format!("{}.norm.running_var", conv.name), Tensor::ones([channels], (Kind::Float, device)));
-            } else {
+            }
+            if conv.norm == Norm::None {
                 let bias = if conv.name == "head.cls.last" { -((1.0 - prior) / prior).ln() } else { 0.0 };
                 add(format!("{}.bias", conv.name), Tensor::full([channels], bias, (Kind::Float, Device::Cpu)), false);
             }
@@ -179,7 +182,7 @@ impl Model {
     pub(crate) fn forward(&self, images: &Tensor, mode: Mode) -> Vec<LevelOutput> {
         let mut values: Vec<Option<Tensor>> = (0..self.graph.values.len()).map(|_| None).collect();
         // A permuted view of NHWC bytes is an NCHW tensor in channels-last order; the conversion keeps that order.
-        values[0] = Some(images.permute([0, 3, 1, 2]).to_kind(mode.kind) / 255.0);
+        values[0] = Some(input(&images.permute([0, 3, 1, 2]), self.graph.pixels, mode.kind));
         let last_use = self.last_uses();
         for (step, node) in self.graph.nodes.iter().enumerate() {
             let inputs: Vec<Tensor> = node.inputs.iter().map(|&id| value(&values, id).shallow_clone()).collect();
@@ -216,28 +219,49 @@ impl Model {
     fn conv(&self, conv: &Conv, inputs: &[Tensor], mode: Mode) -> Vec<Tensor> {
         let param = |suffix: &str| &self.params[&format!("{}.{suffix}", conv.name)].tensor;
         let weight = param("weight").to_kind(mode.kind);
-        let bias = (!conv.norm).then(|| param("bias").to_kind(mode.kind));
+        let bias = (conv.norm == Norm::None).then(|| param("bias").to_kind(mode.kind));
         let (stride, pad) = ([conv.stride as i64; 2], [(conv.kernel / 2) as i64; 2]);
         let outputs: Vec<Tensor> =
             inputs.iter().map(|x| x.conv2d(&weight, bias.as_ref(), stride, pad, [1, 1], conv.groups as i64)).collect();
-        if !conv.norm {
-            return outputs.into_iter().map(|x| if conv.relu { activate(&x, mode) } else { x }).collect();
+        match conv.norm {
+            Norm::None => outputs.iter().map(|x| activate(x, conv.activation, mode)).collect(),
+            Norm::Group => {
+                let [weight, bias] = ["norm.weight", "norm.bias"].map(|suffix| param(suffix).to_kind(mode.kind));
+                let normed =
+                    |x: &Tensor| x.group_norm(norm_groups(conv.c_out), Some(&weight), Some(&bias), f64::from(NORM_EPS), true);
+                outputs.iter().map(|x| activate(&normed(x), conv.activation, mode)).collect()
+            }
+            Norm::Batch => {
+                let (x, sizes) = join(&outputs);
+                let buffer = |suffix: &str| &self.buffers[&format!("{}.norm.{suffix}", conv.name)];
+                let x = x.batch_norm(
+                    Some(param("norm.weight")),
+                    Some(param("norm.bias")),
+                    Some(buffer("running_mean")),
+                    Some(buffer("running_var")),
+                    mode.training,
+                    NORM_MOMENTUM,
+                    f64::from(NORM_EPS),
+                    true,
+                );
+                split(&activate(&x, conv.activation, mode), &sizes)
+            }
         }
-        let (x, sizes) = join(&outputs);
-        let buffer = |suffix: &str| &self.buffers[&format!("{}.norm.{suffix}", conv.name)];
-        let x = x.batch_norm(
-            Some(param("norm.weight")),
-            Some(param("norm.bias")),
-            Some(buffer("running_mean")),
-            Some(buffer("running_var")),
-            mode.training,
-            NORM_MOMENTUM,
-            f64::from(NORM_EPS),
-            true,
-        );
-        let x = if conv.relu { activate(&x, mode) } else { x };
-        split(&x, &sizes)
     }
+}
+
+/// `[N, 3, H, W]` bytes as the network's input.
+fn input(bytes: &Tensor, pixels: Pixels, kind: Kind) -> Tensor {
+    if pixels == Pixels::default() {
+        return bytes.to_kind(kind) / 255.0;
+    }
+    let by_channel = |values: [f32; 3]| Tensor::from_slice(&values).reshape([1, 3, 1, 1]).to_device(bytes.device());
+    ((bytes.to_kind(Kind::Float) - by_channel(pixels.mean)) / by_channel(pixels.std)).to_kind(kind)
+}
+
+/// Groups of a group norm: 32 as the paper has it, or the largest power of two below that divides the channels.
+fn norm_groups(channels: usize) -> i64 {
+    (1 << channels.trailing_zeros().min(5)) as i64
 }
 
 fn value(values: &[Option<Tensor>], id: ValueId) -> &Tensor {
@@ -271,12 +295,13 @@ fn split(x: &Tensor, sizes: &[Vec<i64>]) -> Vec<Tensor> {
     sizes.iter().map(part).collect()
 }
 
-fn activate(x: &Tensor, mode: Mode) -> Tensor {
-    if mode.slope > 0.0 {
+fn activate(x: &Tensor, activation: Activation, mode: Mode) -> Tensor {
+    match activation {
+        Activation::None => x.shallow_clone(),
         // (1 - slope) relu(x) + slope x: two vectorised passes, where libtorch's PReLU is a scalar loop.
-        x.relu().lerp(x, mode.slope)
-    } else {
-        x.relu()
+        Activation::Relu if mode.slope > 0.0 => x.relu().lerp(x, mode.slope),
+        Activation::Relu => x.relu(),
+        Activation::Relu6 => x.clamp(0.0, 6.0),
     }
 }
 
@@ -294,13 +319,13 @@ fn simple(op: &Op, inputs: &[Tensor], mode: Mode) -> Tensor {
         Op::Concat => Tensor::cat(inputs, 1),
         Op::Add { relu } => {
             let sum = x + &inputs[1];
-            if *relu { activate(&sum, mode) } else { sum }
+            if *relu { activate(&sum, Activation::Relu, mode) } else { sum }
         }
         Op::Upsample2 => {
             let [_, _, h, w] = sizes(x);
             x.upsample_nearest2d([2 * h, 2 * w], None, None)
         }
-        Op::Relu => activate(x, mode),
+        Op::Relu => activate(x, Activation::Relu, mode),
     }
 }
 

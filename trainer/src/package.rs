@@ -1,6 +1,6 @@
 //! A model folder: network, manifest, labels, golden digest, card.
 
-use crate::spec::ModelSpec;
+use crate::spec::{ModelSpec, Pixels};
 use anyhow::{Context, Result};
 use fovea::eval::EvalReport;
 use fovea::frame::PictureRef;
@@ -49,9 +49,9 @@ pub(crate) fn test_picture(width: usize, height: usize) -> Vec<u8> {
     pixels
 }
 
-/// `[H, W, 3]` bytes as the network's float input, `[3, H, W]`, in `0..=1`.
-pub(crate) fn planar(pixels: &[u8]) -> Vec<f32> {
-    (0..3).flat_map(|channel| pixels.iter().skip(channel).step_by(3).map(|&value| f32::from(value) / 255.0)).collect()
+/// `[H, W, 3]` bytes as the network's float input, `[3, H, W]`.
+pub(crate) fn planar(picture: &[u8], pixels: Pixels) -> Vec<f32> {
+    (0..3).flat_map(|channel| picture.iter().skip(channel).step_by(3).map(move |&value| pixels.real(channel, value))).collect()
 }
 
 /// What the model must give for [`test_picture`], on every CPU.

@@ -80,7 +80,8 @@ struct SidecarInput {
 }
 
 /// Initial weights: as [`read`]; where a `.json` beside the file states another input than RGB / 255, the stem is
-/// rescaled to ours. Exact except at the padded border, which fine-tuning mends.
+/// rescaled to ours, with what is subtracted in its bias or in the mean of its batch norm. Exact except at the padded
+/// border, which fine-tuning mends.
 pub(crate) fn read_initial(path: &Path) -> Result<Weights> {
     let mut weights = read(path)?.weights;
     let json = path.with_extension("json");
@@ -95,8 +96,8 @@ pub(crate) fn read_initial(path: &Path) -> Result<Weights> {
         other => bail!("{}: input.order {other:?}, expected RGB or BGR", json.display()),
     };
     let Some(mut stem) = weights.remove("stem.weight") else { return Ok(weights) };
-    let mut bias =
-        weights.remove("stem.bias").unwrap_or_else(|| Array { shape: vec![stem.shape[0]], data: vec![0.0; stem.shape[0]] });
+    let none = Array { shape: vec![stem.shape[0]], data: vec![0.0; stem.shape[0]] };
+    let mut bias = weights.remove("stem.bias").unwrap_or(none);
     let area = stem.shape[2] * stem.shape[3];
     let foreign = stem.data.clone();
     for (out, shift) in bias.data.iter_mut().enumerate() {
@@ -110,7 +111,10 @@ pub(crate) fn read_initial(path: &Path) -> Result<Weights> {
         }
     }
     weights.insert("stem.weight".into(), stem);
-    weights.insert("stem.bias".into(), bias);
+    match weights.get_mut("stem.norm.running_mean") {
+        Some(mean) => mean.data.iter_mut().zip(&bias.data).for_each(|(mean, shift)| *mean -= shift),
+        None => drop(weights.insert("stem.bias".into(), bias)),
+    }
     Ok(weights)
 }
 
@@ -125,12 +129,21 @@ mod tests {
         let value = |i: usize| (i * 37 % 23) as f32 / 23.0 - 0.4;
         let stem = Array { shape: vec![2, 3, 3, 3], data: (0..54).map(value).collect() };
         let bias = Array { shape: vec![2], data: vec![0.3, -0.2] };
-        let weights = Weights::from([("stem.weight".into(), stem.clone()), ("stem.bias".into(), bias.clone())]);
-        write(&path, &weights, HashMap::new()).unwrap();
         let (mean, scale) = ([103.5_f32, 116.3, 123.7], [0.0174_f32, 0.0175, 0.0171]);
         let json = serde_json::json!({"input": {"order": "BGR", "mean": mean, "scale": scale}});
         std::fs::write(dir.path().join("stem.json"), json.to_string()).unwrap();
+        let mut weights = Weights::from([("stem.weight".into(), stem.clone()), ("stem.bias".into(), bias.clone())]);
+        write(&path, &weights, HashMap::new()).unwrap();
         let ours = read_initial(&path).unwrap();
+        // With batch norm there is no bias; what is subtracted goes into its mean.
+        weights.remove("stem.bias");
+        weights.insert("stem.norm.running_mean".into(), Array { data: bias.data.iter().map(|b| -b).collect(), ..bias.clone() });
+        write(&path, &weights, HashMap::new()).unwrap();
+        let normed = read_initial(&path).unwrap();
+        assert!(!normed.contains_key("stem.bias") && normed["stem.weight"] == ours["stem.weight"]);
+        for (mean, bias) in normed["stem.norm.running_mean"].data.iter().zip(&ours["stem.bias"].data) {
+            assert!((mean + bias).abs() < 1e-4, "mean {mean}, bias {bias}");
+        }
         // One 3x3 patch of bytes, RGB: the convolution of the normalised BGR patch equals that of RGB / 255.
         let pixel = |channel: usize, tap: usize| ((channel * 91 + tap * 53) % 256) as f32;
         for out in 0..2 {

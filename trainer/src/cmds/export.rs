@@ -70,7 +70,7 @@ pub(crate) fn compare(spec: &ModelSpec, weights: &weights::Weights, network: &mu
     let images = tch::Tensor::from_data_size(&pixels, &[1, h, w, 3], tch::Kind::Uint8);
     let heads = tch::no_grad(|| model.forward(&images, Mode::EVAL));
     let wanted = heads.iter().map(|level| &level.cls).chain(heads.iter().map(|level| &level.bbox));
-    let outputs = network.run_f32(&crate::package::planar(&pixels))?;
+    let outputs = network.run_f32(&crate::package::planar(&pixels, spec.pixels))?;
     let mut worst = 0.0_f32;
     for (got, wanted) in outputs.iter().zip(wanted) {
         let wanted = Vec::<f32>::try_from(&wanted.permute([0, 3, 1, 2]).contiguous().reshape([-1]))?;

@@ -7,7 +7,7 @@ use crate::fit::{Outcome, Resources, fit};
 use crate::loss::BoxLoss;
 use crate::optim::{Rule, Schedule};
 use crate::run_dir::RunDir;
-use crate::spec::{Backbone, ModelSpec};
+use crate::spec::{Backbone, ModelSpec, Norm, Pyramid};
 use crate::weights;
 use anyhow::{Context, Result};
 use std::path::PathBuf;
@@ -67,6 +67,21 @@ pub(crate) struct Args {
     /// Channels of the pyramid and of the towers. [default: 64, paper: 256]
     #[arg(long, conflicts_with_all = ["resume", "config"])]
     width_channels: Option<usize>,
+    /// Channels of the towers alone. [default: those of the pyramid]
+    #[arg(long, conflicts_with_all = ["resume", "config"])]
+    head_width: Option<usize>,
+    /// Norm in the towers; a network with group norm cannot be exported.
+    #[arg(long, value_enum, default_value = "batch", conflicts_with_all = ["resume", "config"])]
+    head_norm: Norm,
+    /// How the levels come from the backbone.
+    #[arg(long, value_enum, default_value = "fpn", conflicts_with_all = ["resume", "config"])]
+    pyramid: Pyramid,
+    /// Scales of anchors to the octave.
+    #[arg(long, default_value_t = 3, value_parser = clap::value_parser!(u8).range(1..=4), conflicts_with_all = ["resume", "config"])]
+    scales: u8,
+    /// Shapes of anchors: 1 (square) or 3 (1:2, 1:1, 2:1).
+    #[arg(long, default_value = "3", value_parser = ["1", "3"], conflicts_with_all = ["resume", "config"])]
+    ratios: String,
     /// Convolutions in each tower, before the last. [default: 2, paper: 4]
     #[arg(long, conflicts_with_all = ["resume", "config"])]
     head_depth: Option<usize>,
@@ -204,20 +219,24 @@ impl Args {
             self.classes.clone()
         };
         let channels = self.width_channels.unwrap_or(if is_paper { 256 } else { 64 });
+        let anchors = if is_paper { ModelSpec::paper_anchors() } else { ModelSpec::edge_anchors() };
         let model = ModelSpec {
-            backbone: self.backbone.unwrap_or(if is_paper { Backbone::ResNet18 } else { Backbone::ShuffleNetV2 }),
             backbone_norm: match (self.backbone_norm, &self.init) {
                 (Some(given), _) => given,
                 (None, None) => true,
                 (None, Some(path)) => weights::read(path)?.weights.contains_key("stem.norm.weight"),
             },
-            fpn_width: channels,
-            head_width: channels,
-            head_depth: self.head_depth.unwrap_or(if is_paper { 4 } else { 2 }),
-            width: self.width,
-            height: self.height,
-            classes,
-            anchors: if is_paper { ModelSpec::paper_anchors() } else { ModelSpec::edge_anchors() },
+            pyramid: self.pyramid,
+            head_width: self.head_width.unwrap_or(channels),
+            head_norm: self.head_norm,
+            anchors: ModelSpec::arranged(anchors, self.scales, self.ratios == "1", self.pyramid),
+            ..ModelSpec::edge(
+                self.backbone.unwrap_or(if is_paper { Backbone::ResNet18 } else { Backbone::ShuffleNetV2 }),
+                channels,
+                self.head_depth.unwrap_or(if is_paper { 4 } else { 2 }),
+                (self.width, self.height),
+                classes,
+            )
         };
         let mut config = if is_paper { FitConfig::paper(data, model) } else { FitConfig::edge(data, model) };
         config.val.clone_from(&self.val);

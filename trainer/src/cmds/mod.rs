@@ -6,6 +6,7 @@ mod eval;
 mod export;
 #[cfg(feature = "train")]
 mod fit;
+mod import;
 mod pseudo_label;
 mod quantize;
 
@@ -36,6 +37,8 @@ pub(crate) enum Command {
     Quantize(quantize::Args),
     /// Label pictures with trained models.
     PseudoLabel(pseudo_label::Args),
+    /// Bring weights of another program under this one's names.
+    Import(import::Args),
     /// Look at data sets.
     Data(data::Args),
 }
@@ -56,6 +59,7 @@ impl Command {
             Self::Export(args) => args.run(),
             Self::Quantize(args) => args.run(),
             Self::PseudoLabel(args) => args.run(),
+            Self::Import(args) => args.run(),
             Self::Data(args) => args.run(),
         }
     }

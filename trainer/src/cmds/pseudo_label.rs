@@ -219,7 +219,8 @@ impl Args {
 impl Teacher {
     fn open(dir: &Path, classes: &[String]) -> Result<Self> {
         let postprocess = PostprocessOptions { score_threshold: Some(VIEW_THRESHOLD), ..PostprocessOptions::default() };
-        let detector = Detector::open(dir, &DetectorOptions { threads: 1, postprocess, allow_float: true })?;
+        let detector =
+            Detector::open(dir, &DetectorOptions { threads: 1, postprocess, allow_float: true, ..DetectorOptions::default() })?;
         let class_of = |name: &String| classes.iter().position(|class| class == name);
         let class_of = detector.labels().iter().filter_map(class_of).collect();
         Ok(Self { detector, class_of })

@@ -90,10 +90,10 @@ with tempfile.TemporaryDirectory() as folder:
                  for name, how in (("linear", cv2.INTER_LINEAR), ("area", cv2.INTER_AREA))}
         if yuv is not None:
             peers["libyuv box"] = with_libyuv(nv12, src, dst, box)
-        # The same picture, whoever makes it: the others' filters and roundings differ a little.
+        # The same picture, whoever makes it: filters and roundings differ a little, libyuv's most where the ratio is no whole number.
         ours = np.frombuffer(bytes.fromhex(ready["pixels"]), np.uint8).reshape(dst[1], dst[0], 3).astype(int)
         off = {name: float(np.abs(run().astype(int) - ours).mean()) for name, run in peers.items()}
-        assert max(off.values()) < 4, off
+        assert max(off.values()) < 8, off
         best = {name: 1e9 for name in ("fovea", *peers)}
         for _ in range(arguments.rounds):
             worker.stdin.write("0.1\n")
@@ -107,6 +107,7 @@ with tempfile.TemporaryDirectory() as folder:
         results[name] = {"isa": ready["isa"], "us": best, "mean difference": off}
         print(f"{name} ({ready['isa']}), {nv12.size / best['fovea'] / 1e3:.1f} GB/s")
         for peer, microseconds in best.items():
-            print(f"  {peer:16s} {microseconds:9.1f} us {microseconds / best['fovea']:7.2f} x", flush=True)
+            difference = f", {off[peer]:.2f} grey levels apart" if peer in off else ""
+            print(f"  {peer:16s} {microseconds:9.1f} us {microseconds / best['fovea']:7.2f} x{difference}", flush=True)
 if arguments.json:
     json.dump(results, open(arguments.json, "w"), indent=1)

@@ -92,6 +92,8 @@ enum Fill {
     Equal,
     /// Later logits are never lower: whoever keeps the best so far drops all of it again and again.
     Rising,
+    /// Everything above the threshold, most of it so far that the scores are 1.
+    Saturated,
     /// Nothing.
     Nothing,
     /// Likely logits, deltas at both ends.
@@ -109,12 +111,14 @@ struct Heads {
     bbox: Vec<Vec<u8>>,
     /// The same in real numbers.
     real: Vec<(Vec<f32>, Vec<f32>)>,
+    cls_params: QuantParams,
     bbox_params: QuantParams,
 }
 
 impl Heads {
     fn new(manifest: &Manifest, fill: Fill, seed: usize) -> Self {
         let (grids, per_cell) = (manifest.grids(), manifest.anchors.n_per_cell());
+        let cls_params = if fill == Fill::Saturated { QuantParams { scale: 1.0, zero_point: 100 } } else { CLS };
         let bbox_params = QuantParams { scale: if fill == Fill::Extreme { 0.06 } else { 0.02 }, zero_point: 120 };
         let logits = |(level, n): (usize, usize)| {
             let logit = |i: usize| match fill {
@@ -126,6 +130,7 @@ impl Heads {
                 Fill::All => 180 + byte(noise(seed + level, i)) % 76,
                 Fill::Equal => 200,
                 Fill::Rising => 140 + byte(i * 115 / n),
+                Fill::Saturated => 110 + byte(noise(seed + level, i)) % 12,
                 Fill::Nothing => byte(noise(seed, i)) % 20,
             };
             (0..n).map(logit).collect::<Vec<u8>>()
@@ -142,8 +147,8 @@ impl Heads {
         let cls: Vec<Vec<u8>> = cells().map(|n| n * manifest.n_classes()).enumerate().map(logits).collect();
         let bbox: Vec<Vec<u8>> = cells().map(|n| deltas(4 * n)).collect();
         let reals = |values: &[u8], params: QuantParams| values.iter().map(|&q| params.dequantize(q)).collect();
-        let real = cls.iter().zip(&bbox).map(|(cls, bbox)| (reals(cls, CLS), reals(bbox, bbox_params))).collect();
-        Self { grids, cls, bbox, real, bbox_params }
+        let real = cls.iter().zip(&bbox).map(|(cls, bbox)| (reals(cls, cls_params), reals(bbox, bbox_params))).collect();
+        Self { grids, cls, bbox, real, cls_params, bbox_params }
     }
 
     fn outputs(&self, is_float: bool) -> HeadOutputs<'_> {
@@ -151,7 +156,7 @@ impl Heads {
             let (cls_logits, bbox_deltas) = if is_float {
                 (HeadData::Float(&self.real[idx].0), HeadData::Float(&self.real[idx].1))
             } else {
-                (HeadData::Quantized(&self.cls[idx], CLS), HeadData::Quantized(&self.bbox[idx], self.bbox_params))
+                (HeadData::Quantized(&self.cls[idx], self.cls_params), HeadData::Quantized(&self.bbox[idx], self.bbox_params))
             };
             LevelHeads { grid, cls_logits, bbox_deltas }
         };
@@ -229,7 +234,7 @@ fn plain(manifest: &Manifest, asked: &Asked, heads: &Heads, is_float: bool) -> V
     let k = manifest.n_classes();
     let anchors =
         Anchors::new(&manifest.anchors, (manifest.input.width, manifest.input.height), &manifest.strides(), &manifest.grids());
-    let (scores, exp) = (quant::sigmoid_table(CLS), quant::exp_table(heads.bbox_params, BBOX_XFORM_CLIP));
+    let (scores, exp) = (quant::sigmoid_table(heads.cls_params), quant::exp_table(heads.bbox_params, BBOX_XFORM_CLIP));
     let mut all = Vec::new();
     for (level, of_level) in anchors.levels.iter().enumerate() {
         let mut candidates = Vec::new();
@@ -346,8 +351,18 @@ fn more_candidates_than_a_scan_gives_at_a_time() {
     let mut manifest = manifest(10, (160, 96));
     manifest.postprocess.topk_candidates_per_level = 3000;
     manifest.postprocess.max_detections = 400;
-    for fill in [Fill::All, Fill::Equal, Fill::Rising, Fill::Ties] {
+    for fill in [Fill::All, Fill::Equal, Fill::Rising, Fill::Ties, Fill::Saturated] {
         assert!(check("3000 of 21600", &manifest, &PostprocessOptions::default(), fill) > 100);
+        // Classes of which no logit is a candidate, and others with thresholds of their own.
+        let classes = PostprocessOptions { classes: vec!["class 3".into(), "class 5".into()], ..PostprocessOptions::default() };
+        check("two classes", &manifest, &classes, fill);
+        let thresholds = vec![("class 2".into(), 0.9), ("class 7".into(), 0.3), ("class 8".into(), 0.99)];
+        check(
+            "thresholds",
+            &manifest,
+            &PostprocessOptions { class_thresholds: thresholds, ..PostprocessOptions::default() },
+            fill,
+        );
     }
 }
 
@@ -602,6 +617,7 @@ fn a_scan_finds_what_reaches_its_limit() {
                         first = scanned.next;
                     }
                     assert_eq!(got, want, "{}: {n} values, {n_classes} classes", kernels.isa().name());
+                    assert_eq!(kernels.count(&values, &limits), want.len(), "{}: counted", kernels.isa().name());
                     limits.raise(200);
                     let raised = kernels.scan(&values, &limits, 0, &mut hits);
                     let is_above = |&&i: &&usize| i < raised.next && values[i] >= 200;

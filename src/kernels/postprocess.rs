@@ -1,4 +1,4 @@
-//! The inner loops of postprocessing: which quantised logits reach a limit, whether a box overlaps one of many.
+//! The inner loops of postprocessing: which quantised logits reach a limit and how many, whether a box overlaps one of many.
 
 #[cfg(target_arch = "aarch64")]
 use super::aarch64::neon;
@@ -179,6 +179,7 @@ impl BoxLists {
 /// The loops of an instruction set.
 struct Loops {
     scan: fn(&[u8], &Limits, usize, &mut [u32]) -> Scanned,
+    count: fn(&[u8], &Limits) -> usize,
     overlaps: fn(&BoxLists, usize, &BBox, IouLimit) -> bool,
 }
 
@@ -186,12 +187,12 @@ impl Isa {
     const fn postprocess_loops(self) -> Loops {
         match self {
             #[cfg(target_arch = "x86_64")]
-            Self::Avx2 | Self::AvxVnni => Loops { scan: avx2::scan, overlaps: avx2::overlaps },
+            Self::Avx2 | Self::AvxVnni => Loops { scan: avx2::scan, count: avx2::count, overlaps: avx2::overlaps },
             #[cfg(target_arch = "x86_64")]
-            Self::Avx512Vnni => Loops { scan: avx512vnni::scan, overlaps: avx512vnni::overlaps },
+            Self::Avx512Vnni => Loops { scan: avx512vnni::scan, count: avx512vnni::count, overlaps: avx512vnni::overlaps },
             #[cfg(target_arch = "aarch64")]
-            Self::Neon | Self::Dotprod | Self::I8mm => Loops { scan: neon::scan, overlaps: neon::overlaps },
-            _ => Loops { scan: scalar::scan, overlaps: scalar::overlaps },
+            Self::Neon | Self::Dotprod | Self::I8mm => Loops { scan: neon::scan, count: neon::count, overlaps: neon::overlaps },
+            _ => Loops { scan: scalar::scan, count: scalar::count, overlaps: scalar::overlaps },
         }
     }
 }
@@ -208,6 +209,12 @@ impl Kernels {
         (self.isa.postprocess_loops().scan)(values, limits, first, hits)
     }
 
+    /// How many values reach the limit of their class.
+    #[must_use]
+    pub fn count(self, values: &[u8], limits: &Limits) -> usize {
+        (self.isa.postprocess_loops().count)(values, limits)
+    }
+
     /// Whether the `IoU` of `bbox`, whose edges must be finite, with a box of a list is above the limit.
     ///
     /// # Panics
@@ -216,6 +223,12 @@ impl Kernels {
     pub fn overlaps(self, lists: &BoxLists, list: usize, bbox: &BBox, limit: IouLimit) -> bool {
         (self.isa.postprocess_loops().overlaps)(lists, list, bbox, limit)
     }
+}
+
+/// As `Kernels::count`, of at most a block of values, the first of them of class `class`.
+pub(super) fn count_last(values: &[u8], limits: &Limits, class: usize) -> usize {
+    // In 16 bits, for as many at a time as there can be.
+    usize::from(values.iter().zip(limits.block(class)).map(|(value, limit)| u16::from(value >= limit)).sum::<u16>())
 }
 
 /// A place as hits hold it.

@@ -26,6 +26,9 @@ use suppress::Suppression;
 /// Places that a scan gives at a time.
 const N_HITS: usize = 8 * SCAN_BLOCK;
 
+/// A crowded level of at most so many logits is counted again and again until the k-th best is known: it lies in a near cache.
+const MAX_COUNTED: usize = 1 << 17;
+
 /// Tables of one level, for the parameters its heads have.
 #[derive(Debug, Clone)]
 struct LevelTables {
@@ -39,6 +42,8 @@ struct LevelTables {
     lowest: Vec<u16>,
     /// The same in 8 bits: 255 for 256.
     limits: Vec<u8>,
+    /// Whether there is no 256 among them: whatever reaches a limit is a candidate.
+    is_exact: bool,
 }
 
 /// Where boxes come from: the anchors, the tables, and what does not change from frame to frame.
@@ -137,9 +142,12 @@ impl Postprocessor {
         let mut first = 0;
         while first < logits.len() {
             let scanned = self.kernels.scan(logits, &self.limits, first, &mut self.hits);
+            if first == 0 && scanned.next < logits.len() && logits.len() <= MAX_COUNTED && tables.is_exact {
+                return self.scan_crowd(level_idx, logits);
+            }
             for place in self.hits[..scanned.n_hits].iter().map(|&place| place as usize) {
                 let logit = logits[place];
-                if u16::from(logit) >= tables.lowest[place % n_classes] {
+                if tables.is_exact || u16::from(logit) >= tables.lowest[place % n_classes] {
                     self.of_level.push(Rank::new(tables.scores[usize::from(logit)], level_idx, place));
                 }
             }
@@ -153,6 +161,46 @@ impl Postprocessor {
                     None => return,
                 }
             }
+        }
+    }
+
+    /// As [`Self::scan_quantised`], of a level with more candidates than a scan gives at a time: exactly its best k, by counting
+    /// instead of ordering.
+    fn scan_crowd(&mut self, level_idx: usize, logits: &[u8]) {
+        let Some(tables) = &self.decoder.tables[level_idx] else { return };
+        let (kernels, limits, scores) = (self.kernels, &mut self.limits, &tables.scores);
+        let mut n_from = |q: usize| {
+            limits.set(&tables.limits);
+            limits.raise(u8::try_from(q).unwrap_or(u8::MAX));
+            kernels.count(logits, limits)
+        };
+        let k = self.rules.topk_candidates_per_level;
+        // From logit `last` on there are k candidates, or all if there are fewer; from `over` on there are fewer.
+        let (mut last, mut over) = (usize::from(tables.limits.iter().copied().min().unwrap_or(0)), 256);
+        while over - last > 1 {
+            let middle = usize::midpoint(last, over);
+            if n_from(middle) >= k { last = middle } else { over = middle }
+        }
+        // Far up, logits have equal scores: then the place decides, as among equal logits.
+        let score = scores[last];
+        let lowest = scores.iter().position(|&other| other.to_bits() == score.to_bits()).unwrap_or(last);
+        let above = scores.iter().rposition(|&other| other.to_bits() == score.to_bits()).unwrap_or(last) + 1;
+        let mut n_equal = k - if above < 256 { n_from(above) } else { 0 };
+        n_from(lowest);
+        let mut first = 0;
+        while first < logits.len() {
+            let scanned = kernels.scan(logits, &self.limits, first, &mut self.hits);
+            for place in self.hits[..scanned.n_hits].iter().map(|&place| place as usize) {
+                let logit = usize::from(logits[place]);
+                if logit < above {
+                    if n_equal == 0 {
+                        continue;
+                    }
+                    n_equal -= 1;
+                }
+                self.of_level.push(Rank::new(scores[logit], level_idx, place));
+            }
+            first = scanned.next;
         }
     }
 
@@ -226,7 +274,8 @@ fn tables_for<'a>(
         let lowest = |&threshold: &f32| (0..=255_u16).find(|&q| scores[usize::from(q)] > threshold).unwrap_or(256);
         let lowest: Vec<u16> = thresholds.iter().map(lowest).collect();
         let limits = lowest.iter().map(|&lowest| u8::try_from(lowest).unwrap_or(u8::MAX)).collect();
-        Box::new(LevelTables { cls, bbox, scores, exp: quant::exp_table(bbox, BBOX_XFORM_CLIP), lowest, limits })
+        let is_exact = lowest.iter().all(|&lowest| lowest <= 255);
+        Box::new(LevelTables { cls, bbox, scores, exp: quant::exp_table(bbox, BBOX_XFORM_CLIP), lowest, limits, is_exact })
     })
 }
 

@@ -9,7 +9,7 @@ mod postprocess;
 mod preprocess;
 mod turn;
 
-pub(super) use postprocess::{overlaps, scan};
+pub(super) use postprocess::{count, overlaps, scan};
 pub(super) use preprocess::{COLOR_BITS, Picture};
 pub use preprocess::{ColorCoefficients, MID_BITS, Taps, WEIGHT_BITS, add_weighted_row, round_row, weighted_mean};
 pub(super) use turn::rows_to_columns;

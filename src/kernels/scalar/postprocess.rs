@@ -1,7 +1,7 @@
 //! Loops of postprocessing (`docs/postprocess.md`): comparison with a limit, overlap with a division.
 
 use crate::detection::BBox;
-use crate::kernels::postprocess::{BoxLists, GROUP_LEN, IouLimit, Limits, SCAN_BLOCK, Scanned, hit};
+use crate::kernels::postprocess::{BoxLists, GROUP_LEN, IouLimit, Limits, SCAN_BLOCK, Scanned, count_last, hit};
 
 /// As `Kernels::scan`.
 pub(in crate::kernels) fn scan(values: &[u8], limits: &Limits, first: usize, hits: &mut [u32]) -> Scanned {
@@ -17,6 +17,12 @@ pub(in crate::kernels) fn scan(values: &[u8], limits: &Limits, first: usize, hit
         next += block.len();
     }
     Scanned { n_hits, next }
+}
+
+/// As `Kernels::count`.
+pub(in crate::kernels) fn count(values: &[u8], limits: &Limits) -> usize {
+    let blocks = values.chunks(SCAN_BLOCK).enumerate();
+    blocks.map(|(idx, block)| count_last(block, limits, idx * SCAN_BLOCK % limits.n_classes())).sum()
 }
 
 /// As `Kernels::overlaps`.

@@ -1,7 +1,7 @@
 //! Scan of logits, 64 in a round; overlap of a box with 4 others at a time, without a division.
 
 use crate::detection::BBox;
-use crate::kernels::postprocess::{BoxGroup, BoxLists, GROUP_LEN, IouLimit, Limits, SCAN_BLOCK, Scanned, hit};
+use crate::kernels::postprocess::{BoxGroup, BoxLists, GROUP_LEN, IouLimit, Limits, SCAN_BLOCK, Scanned, count_last, hit};
 use std::arch::aarch64::*;
 
 /// As `Kernels::scan`.
@@ -54,6 +54,36 @@ unsafe fn scan_blocks(values: &[u8], limits: &Limits, first: usize, hits: &mut [
         class -= if class >= n_classes { n_classes } else { 0 };
     }
     Scanned { n_hits, next }
+}
+
+/// As `Kernels::count`.
+pub(in crate::kernels) fn count(values: &[u8], limits: &Limits) -> usize {
+    // SAFETY: only called through `Kernels`, which vouches for the CPU.
+    unsafe { count_blocks(values, limits) }
+}
+
+/// # Safety
+/// The CPU has the instruction set.
+#[target_feature(enable = "neon")]
+unsafe fn count_blocks(values: &[u8], limits: &Limits) -> usize {
+    let n_classes = limits.n_classes();
+    let (step, mut class) = (SCAN_BLOCK % n_classes, 0);
+    let (blocks, rest) = values.as_chunks::<SCAN_BLOCK>();
+    let mut n = 0;
+    for block in blocks {
+        let limit = limits.block(class);
+        let mut found = vdupq_n_u8(0);
+        for i in (0..SCAN_BLOCK).step_by(16) {
+            // SAFETY: block and limits have 256 bytes.
+            let (values, limits) = unsafe { (vld1q_u8(block.as_ptr().add(i)), vld1q_u8(limit.as_ptr().add(i))) };
+            // Each that reaches its limit adds one: all ones are -1.
+            found = vsubq_u8(found, vcgeq_u8(values, limits));
+        }
+        n += usize::from(vaddlvq_u8(found));
+        class += step;
+        class -= if class >= n_classes { n_classes } else { 0 };
+    }
+    n + count_last(rest, limits, class)
 }
 
 /// As `Kernels::overlaps`.

@@ -16,7 +16,7 @@ mod turn;
 pub(super) mod winograd;
 
 pub(in crate::kernels) use edges::{dequantize_planes, quantize_rgb_planes};
-pub(in crate::kernels) use postprocess::{overlaps, scan};
+pub(in crate::kernels) use postprocess::{count, overlaps, scan};
 pub(in crate::kernels) use preprocess::PictureLoops;
 pub(in crate::kernels) use turn::rows_to_columns;
 

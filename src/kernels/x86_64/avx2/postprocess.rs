@@ -1,7 +1,7 @@
 //! Scan of logits, 128 in a round; overlap of a box with 8 others at a time, without a division.
 
 use crate::detection::BBox;
-use crate::kernels::postprocess::{BoxGroup, BoxLists, GROUP_LEN, IouLimit, Limits, SCAN_BLOCK, Scanned, hit};
+use crate::kernels::postprocess::{BoxGroup, BoxLists, GROUP_LEN, IouLimit, Limits, SCAN_BLOCK, Scanned, count_last, hit};
 use std::arch::x86_64::*;
 
 /// As `Kernels::scan`.
@@ -54,6 +54,40 @@ unsafe fn scan_blocks(values: &[u8], limits: &Limits, first: usize, hits: &mut [
         class -= if class >= n_classes { n_classes } else { 0 };
     }
     Scanned { n_hits, next }
+}
+
+/// As `Kernels::count`.
+pub(in crate::kernels) fn count(values: &[u8], limits: &Limits) -> usize {
+    // SAFETY: only called through `Kernels`, which vouches for the CPU.
+    unsafe { count_blocks(values, limits) }
+}
+
+/// # Safety
+/// The CPU has AVX2.
+#[target_feature(enable = "avx2")]
+unsafe fn count_blocks(values: &[u8], limits: &Limits) -> usize {
+    let n_classes = limits.n_classes();
+    let (step, mut class) = (SCAN_BLOCK % n_classes, 0);
+    let (blocks, rest) = values.as_chunks::<SCAN_BLOCK>();
+    let mut n = _mm256_setzero_si256();
+    for block in blocks {
+        let limit = limits.block(class);
+        let mut missed = _mm256_setzero_si256();
+        for i in (0..SCAN_BLOCK).step_by(32) {
+            // SAFETY: block and limits have 256 bytes.
+            let (values, limits) =
+                unsafe { (_mm256_loadu_si256(block.as_ptr().add(i).cast()), _mm256_loadu_si256(limit.as_ptr().add(i).cast())) };
+            // Each that reaches its limit takes one away.
+            missed = _mm256_add_epi8(missed, _mm256_cmpeq_epi8(_mm256_max_epu8(values, limits), values));
+        }
+        let found = _mm256_sub_epi8(_mm256_setzero_si256(), missed);
+        n = _mm256_add_epi64(n, _mm256_sad_epu8(found, _mm256_setzero_si256()));
+        class += step;
+        class -= if class >= n_classes { n_classes } else { 0 };
+    }
+    let halves = _mm_add_epi64(_mm256_castsi256_si128(n), _mm256_extracti128_si256::<1>(n));
+    let n = _mm_cvtsi128_si64(_mm_add_epi64(halves, _mm_unpackhi_epi64(halves, halves)));
+    usize::try_from(n).unwrap_or(0) + count_last(rest, limits, class)
 }
 
 /// As `Kernels::overlaps`.

@@ -15,7 +15,7 @@ mod requantize;
 mod winograd;
 
 pub(in crate::kernels) use edges::{dequantize_planes, quantize_rgb_planes};
-pub(in crate::kernels) use postprocess::{overlaps, scan};
+pub(in crate::kernels) use postprocess::{count, overlaps, scan};
 pub(in crate::kernels) use preprocess::PictureLoops;
 
 use super::boxed;

@@ -1,7 +1,7 @@
 //! Scan of logits, 256 in a round; overlap of a box with 16 others at a time, without a division.
 
 use crate::detection::BBox;
-use crate::kernels::postprocess::{BoxGroup, BoxLists, IouLimit, Limits, SCAN_BLOCK, Scanned, hit};
+use crate::kernels::postprocess::{BoxGroup, BoxLists, IouLimit, Limits, SCAN_BLOCK, Scanned, count_last, hit};
 use std::arch::x86_64::*;
 
 /// As `Kernels::scan`.
@@ -54,6 +54,36 @@ unsafe fn scan_blocks(values: &[u8], limits: &Limits, first: usize, hits: &mut [
 /// The first `n` bits, all from 64 on.
 const fn first_bits(n: usize) -> u64 {
     if n >= 64 { u64::MAX } else { (1 << n) - 1 }
+}
+
+/// As `Kernels::count`.
+pub(in crate::kernels) fn count(values: &[u8], limits: &Limits) -> usize {
+    // SAFETY: only called through `Kernels`, which vouches for the CPU.
+    unsafe { count_blocks(values, limits) }
+}
+
+/// # Safety
+/// The CPU has AVX-512 F and BW.
+#[target_feature(enable = "avx512f,avx512bw")]
+unsafe fn count_blocks(values: &[u8], limits: &Limits) -> usize {
+    let n_classes = limits.n_classes();
+    let (step, mut class) = (SCAN_BLOCK % n_classes, 0);
+    let (blocks, rest) = values.as_chunks::<SCAN_BLOCK>();
+    let (mut n, one) = (_mm512_setzero_si512(), _mm512_set1_epi8(1));
+    for block in blocks {
+        let limit = limits.block(class);
+        let mut found = _mm512_setzero_si512();
+        for i in (0..SCAN_BLOCK).step_by(64) {
+            // SAFETY: block and limits have 256 bytes.
+            let (values, limits) =
+                unsafe { (_mm512_loadu_si512(block.as_ptr().add(i).cast()), _mm512_loadu_si512(limit.as_ptr().add(i).cast())) };
+            found = _mm512_mask_add_epi8(found, _mm512_cmpge_epu8_mask(values, limits), found, one);
+        }
+        n = _mm512_add_epi64(n, _mm512_sad_epu8(found, _mm512_setzero_si512()));
+        class += step;
+        class -= if class >= n_classes { n_classes } else { 0 };
+    }
+    usize::try_from(_mm512_reduce_add_epi64(n)).unwrap_or(0) + count_last(rest, limits, class)
 }
 
 /// As `Kernels::overlaps`.

@@ -30,7 +30,7 @@ pub(crate) struct Batch {
 /// What batches are made of.
 pub(crate) struct Recipe {
     /// Labelled pictures.
-    pub(crate) examples: Vec<Example>,
+    pub(crate) examples: Arc<Vec<Example>>,
     /// Indices into `examples` that make an epoch; rare classes come more than once.
     pub(crate) epoch: Vec<u32>,
     /// Samples a batch.

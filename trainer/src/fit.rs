@@ -4,15 +4,16 @@ use crate::batches::{Batch, Batches, Recipe, repeated};
 use crate::checkpoint;
 use crate::config::FitConfig;
 use crate::curve::Curve;
-use crate::data::{self, Folder};
+use crate::data::{self, Example, Folder};
 use crate::evaluate::{evaluate, summary};
-use crate::loss::{box_loss, focal_with_gradient, with_gradient};
+use crate::loss::{box_loss, with_gradient};
 use crate::model::{Mode, Model};
 use crate::optim::{Optimizer, Step};
 use crate::package::write_atomic;
 use crate::run_dir::RunDir;
 use crate::weights;
 use anyhow::{Context, Result, bail};
+use fovea::detection::BBox;
 use fovea::pipeline::clock::Stopwatch;
 use fovea::retinanet::Anchors;
 use std::sync::Arc;
@@ -20,7 +21,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use tch::{Device, Kind, Tensor};
 
 /// What does not change the result, only how fast it comes.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone)]
 pub(crate) struct Resources {
     /// Where the network is.
     pub(crate) device: Device,
@@ -28,17 +29,33 @@ pub(crate) struct Resources {
     pub(crate) kind: Kind,
     /// Threads that make batches.
     pub(crate) workers: usize,
+    /// Training pictures that are in memory already, as `data::load` gives them for the settings.
+    pub(crate) examples: Option<Arc<Vec<Example>>>,
 }
 
 /// Losses of one step.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Losses {
-    /// Focal loss, per anchor on an object.
+    /// Classification loss, per anchor on an object.
     pub(crate) cls: f64,
     /// Box loss, per anchor on an object, weighted.
     pub(crate) bbox: f64,
     /// Norm of all gradients together, before clipping.
     pub(crate) norm: f64,
+}
+
+/// A loss or the gradients are not finite.
+#[derive(Debug, thiserror::Error)]
+#[error(
+    "training diverged at iteration {iteration}: classification loss {}, box loss {}, gradient norm {}; the last good checkpoint \
+     is {}. Set a lower `lr` or `clip` or a longer `warmup` in {} and use --resume",
+    losses.cls, losses.bbox, losses.norm, dir.checkpoint().display(), dir.config().display()
+)]
+pub(crate) struct Diverged {
+    /// The first such step.
+    pub(crate) iteration: usize,
+    losses: Losses,
+    dir: RunDir,
 }
 
 /// How a run ended.
@@ -86,7 +103,7 @@ pub(crate) fn fit(
         bail!("{} is at iteration {first} already, beyond {end}; nothing was changed", dir.0.display());
     }
     let val = config.val.as_deref().map(Folder::open).transpose()?;
-    let recipe = Arc::new(recipe(config)?);
+    let recipe = Arc::new(recipe(config, resources.examples.clone())?);
     let curve = Curve::open(&dir.curve(), resume.then_some(first))?;
     let bar = data::progress(config.iterations, "training");
     bar.set_position(first as u64);
@@ -105,17 +122,9 @@ pub(crate) fn fit(
             }
             return Ok(Outcome::Stopped(iteration));
         };
-        let losses = step(config, &mut model, &mut optimizer, batch, iteration, recipe.anchors.len(), resources.kind)?;
+        let losses = step(config, &mut model, &mut optimizer, batch, iteration, &recipe.anchors, resources.kind)?;
         if !(losses.cls.is_finite() && losses.bbox.is_finite() && losses.norm.is_finite()) {
-            bail!(
-                "training diverged at iteration {iteration}: classification loss {}, box loss {}, gradient norm {}; the last good \
-                 checkpoint is {}. Set a lower `lr` or `clip` or a longer `warmup` in {} and use --resume",
-                losses.cls,
-                losses.bbox,
-                losses.norm,
-                dir.checkpoint().display(),
-                dir.config().display()
-            );
+            return Err(Diverged { iteration, losses, dir: dir.clone() }.into());
         }
         shown.add(losses);
         bar.inc(1);
@@ -172,10 +181,12 @@ fn measure(
     Ok(())
 }
 
-fn recipe(config: &FitConfig) -> Result<Recipe> {
+fn recipe(config: &FitConfig, examples: Option<Arc<Vec<Example>>>) -> Result<Recipe> {
     let spec = &config.model;
-    let folder = Folder::open(&config.data)?;
-    let examples = data::load(&folder, &spec.classes, config.pseudo.as_deref(), config.bands)?;
+    let examples = match examples {
+        Some(examples) => examples,
+        None => Arc::new(data::load(&Folder::open(&config.data)?, &spec.classes, config.pseudo.as_deref(), config.bands)?),
+    };
     if examples.is_empty() {
         bail!("{}: no pictures", config.data.display());
     }
@@ -207,7 +218,7 @@ fn step(
     optimizer: &mut Optimizer,
     batch: &Batch,
     iteration: usize,
-    n_anchors: usize,
+    anchors: &[BBox],
     kind: Kind,
 ) -> Result<Losses> {
     let spec = &config.model;
@@ -221,12 +232,12 @@ fn step(
         Tensor::cat(&levels, 1)
     };
     let logits = join(&|level| level.cls.shallow_clone(), classes);
-    let target_shape = [n, n_anchors as i64, classes];
+    let target_shape = [n, anchors.len() as i64, classes];
     let codes = Tensor::from_data_size(&batch.classes, &target_shape, Kind::Uint8).to_device(device);
     let target = codes.eq(i64::from(crate::targets::OBJECT)).to_kind(Kind::Float);
     let weight = codes.ne(i64::from(crate::targets::IGNORED)).to_kind(Kind::Float);
     let n_positive = (batch.positives.len() as f64).max(1.0);
-    let (cls_loss, gradient) = focal_with_gradient(&logits, &target, &weight, config.focal);
+    let (cls_loss, gradient) = config.loss.with_gradient(&logits, &target, &weight, anchors);
     let mut surrogate = with_gradient(&logits, &(gradient / n_positive));
     let mut losses = Losses { cls: f64::try_from(cls_loss)? / n_positive, bbox: 0.0, norm: 0.0 };
     if !batch.positives.is_empty() {

@@ -32,6 +32,8 @@ mod degrade;
 mod evaluate;
 mod export;
 #[cfg(feature = "train")]
+mod figure;
+#[cfg(feature = "train")]
 mod fit;
 mod fold;
 mod fusion;

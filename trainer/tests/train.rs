@@ -276,3 +276,38 @@ fn faults_of_a_data_set_are_found() {
         assert!(stderr(&bad).contains(part), "{part}: {}", stderr(&bad));
     }
 }
+
+/// Variants of a table: one that trains, one with hard example mining, one that diverges; then again, with nothing to do.
+#[test]
+fn a_table_of_variants_is_run_once() {
+    let dir = tempfile::tempdir().unwrap();
+    let data = data_set(&dir.path().join("data"));
+    let (out, table) = (dir.path().join("out"), dir.path().join("small.toml"));
+    let text = "title = 'Small'\ncolumns = ['loss']\nbase = { augment = { mosaic = 0.0 } }\n\
+        [[variants]]\nname = 'focal'\ncells = ['focal']\n\
+        [[variants]]\nname = 'ohem'\ncells = ['OHEM']\nset = { loss = { kind = 'ohem', batch = 16, ratio = 3 } }\n\
+        [[variants]]\nname = 'high'\ncells = ['high rate']\nset = { lr = 1e38 }\n";
+    std::fs::write(&table, text).unwrap();
+    let ablate = |more: &[&str]| {
+        let mut command = program();
+        command.args(["ablate", "--seeds", "1", "--iterations", "8", "--batch", "4", "--val-every", "4", "--threads", "1"]);
+        command.args(["--device", "cpu", "--backbone", "edgelite", "--width-channels", "16", "--head-depth", "1"]);
+        command.args(["--width", "96", "--height", "64"]).arg("--table").arg(&table).arg("--out").arg(&out);
+        command.arg("--data").arg(&data).arg("--val").arg(&data).args(more).output().unwrap()
+    };
+    assert_done(&ablate(&[]));
+    let markdown = std::fs::read_to_string(out.join("small.md")).unwrap();
+    assert!(
+        markdown.contains("| high rate | - | - | - | **diverged** at step ") && markdown.contains("6 pictures"),
+        "{markdown}"
+    );
+    assert!(out.join("small.png").exists() && out.join("ohem-s1/weights.safetensors").exists());
+    let written = std::fs::metadata(out.join("focal-s1/weights.safetensors")).unwrap().modified().unwrap();
+    let again = ablate(&[]);
+    assert_done(&again);
+    assert!(!stderr(&again).contains("focal-s1"), "a run that is done was started again: {}", stderr(&again));
+    assert_eq!(std::fs::metadata(out.join("focal-s1/weights.safetensors")).unwrap().modified().unwrap(), written);
+    let other = ablate(&["--lr", "0.01"]);
+    assert_eq!(other.status.code(), Some(2), "{}", stderr(&other));
+    assert!(stderr(&other).contains("other settings"), "{}", stderr(&other));
+}

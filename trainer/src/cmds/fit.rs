@@ -4,7 +4,7 @@ use super::{Request, device};
 use crate::config::FitConfig;
 use crate::data::Folder;
 use crate::fit::{Outcome, Resources, fit};
-use crate::loss::BoxLoss;
+use crate::loss::{BoxLoss, ClsLoss};
 use crate::optim::{Rule, Schedule};
 use crate::run_dir::RunDir;
 use crate::spec::{Backbone, ModelSpec, Norm, Pyramid};
@@ -33,106 +33,127 @@ pub(crate) enum Preset {
 A data set is a folder with annotations.json (COCO) and images/. Ctrl-C writes a checkpoint and stops; --resume goes on
 from it as if it had never stopped.")]
 pub(crate) struct Args {
-    /// Training data: a folder with annotations.json and images/.
-    #[arg(long, required_unless_present_any = ["resume", "config"], conflicts_with = "resume")]
-    data: Option<PathBuf>,
-    /// Validation data, measured at the end.
-    #[arg(long, conflicts_with = "resume")]
-    val: Option<PathBuf>,
-    /// Scored annotations that complete the classes a picture's own labels leave out.
-    #[arg(long, conflicts_with = "resume")]
-    pseudo: Option<PathBuf>,
     /// Folder of the run: settings, checkpoint, weights, curve.
     #[arg(long)]
     out: PathBuf,
     /// Go on from the checkpoint in --out, with the settings written there.
-    #[arg(long)]
+    #[arg(long, conflicts_with = "Settings")]
     resume: bool,
-    /// Settings as a file (fit.toml of another run) instead of flags; --data, --val, --pseudo and --init replace its paths.
-    #[arg(long, conflicts_with = "resume")]
-    config: Option<PathBuf>,
-    /// Initial weights (safetensors), taken by name.
-    #[arg(long, conflicts_with = "resume")]
-    init: Option<PathBuf>,
-    /// Recipe to start from; the flags below change it.
-    #[arg(long, value_enum, default_value = "edge", conflicts_with_all = ["resume", "config"])]
-    preset: Preset,
-    /// Part that makes C3 to C5. [default: shufflenetv2, paper: resnet18]
-    #[arg(long, value_enum, conflicts_with_all = ["resume", "config"])]
-    backbone: Option<Backbone>,
-    /// Batch norm in the backbone: needed from scratch, wrong for initial weights whose batch norm is folded.
-    /// [default: what --init has; true without --init]
-    #[arg(long, conflicts_with_all = ["resume", "config"])]
-    backbone_norm: Option<bool>,
-    /// Channels of the pyramid and of the towers. [default: 64, paper: 256]
-    #[arg(long, conflicts_with_all = ["resume", "config"])]
-    width_channels: Option<usize>,
-    /// Channels of the towers alone. [default: those of the pyramid]
-    #[arg(long, conflicts_with_all = ["resume", "config"])]
-    head_width: Option<usize>,
-    /// Norm in the towers; a network with group norm cannot be exported.
-    #[arg(long, value_enum, default_value = "batch", conflicts_with_all = ["resume", "config"])]
-    head_norm: Norm,
-    /// How the levels come from the backbone.
-    #[arg(long, value_enum, default_value = "fpn", conflicts_with_all = ["resume", "config"])]
-    pyramid: Pyramid,
-    /// Scales of anchors to the octave.
-    #[arg(long, default_value_t = 3, value_parser = clap::value_parser!(u8).range(1..=4), conflicts_with_all = ["resume", "config"])]
-    scales: u8,
-    /// Shapes of anchors: 1 (square) or 3 (1:2, 1:1, 2:1).
-    #[arg(long, default_value = "3", value_parser = ["1", "3"], conflicts_with_all = ["resume", "config"])]
-    ratios: String,
-    /// Convolutions in each tower, before the last. [default: 2, paper: 4]
-    #[arg(long, conflicts_with_all = ["resume", "config"])]
-    head_depth: Option<usize>,
-    /// Input width in pixels, a multiple of 32.
-    #[arg(long, default_value_t = 416, conflicts_with_all = ["resume", "config"])]
-    width: usize,
-    /// Input height in pixels, a multiple of 32.
-    #[arg(long, default_value_t = 256, conflicts_with_all = ["resume", "config"])]
-    height: usize,
-    /// Class names in the order of the outputs. [default: the data set's categories]
-    #[arg(long, value_delimiter = ',', conflicts_with_all = ["resume", "config"])]
-    classes: Vec<String>,
-    /// Steps.
-    #[arg(long, conflicts_with_all = ["resume", "config"])]
-    iterations: Option<usize>,
-    /// Pictures a step.
-    #[arg(long, conflicts_with_all = ["resume", "config"])]
-    batch: Option<usize>,
-    /// Highest learning rate.
-    #[arg(long, conflicts_with_all = ["resume", "config"])]
-    lr: Option<f64>,
-    /// Factor on it for the backbone.
-    #[arg(long, conflicts_with_all = ["resume", "config"])]
-    backbone_lr: Option<f64>,
-    /// Optimiser.
-    #[arg(long, value_enum, conflicts_with_all = ["resume", "config"])]
-    rule: Option<Rule>,
-    /// Learning rate over time.
-    #[arg(long, value_enum, conflicts_with_all = ["resume", "config"])]
-    schedule: Option<Schedule>,
-    /// Loss on the boxes.
-    #[arg(long, value_enum, conflicts_with_all = ["resume", "config"])]
-    box_loss: Option<BoxLoss>,
-    /// Probability of four pictures in one.
-    #[arg(long, conflicts_with_all = ["resume", "config"])]
-    mosaic: Option<f32>,
-    /// First part of the run in which LeakyReLU becomes ReLU, for initial weights trained with LeakyReLU.
-    #[arg(long, conflicts_with_all = ["resume", "config"])]
-    leak_share: Option<f64>,
-    /// Seed of everything random.
-    #[arg(long, conflicts_with_all = ["resume", "config"])]
-    seed: Option<u64>,
-    /// Steps between checkpoints.
-    #[arg(long, conflicts_with_all = ["resume", "config"])]
-    checkpoint_every: Option<usize>,
-    /// Steps between evaluations on --val; 0: at the end only.
-    #[arg(long, conflicts_with_all = ["resume", "config"])]
-    eval_every: Option<usize>,
     /// Stop after this iteration, as Ctrl-C does.
     #[arg(long)]
     until: Option<usize>,
+    #[command(flatten)]
+    settings: Settings,
+    #[command(flatten)]
+    machine: Machine,
+}
+
+/// What a run is: a file, or a preset and what differs from it.
+#[derive(Debug, clap::Args)]
+pub(crate) struct Settings {
+    /// Training data: a folder with annotations.json and images/.
+    #[arg(long)]
+    data: Option<PathBuf>,
+    /// Validation data, measured at the end.
+    #[arg(long)]
+    val: Option<PathBuf>,
+    /// Scored annotations that complete the classes a picture's own labels leave out.
+    #[arg(long)]
+    pseudo: Option<PathBuf>,
+    /// Settings as a file (fit.toml of another run) instead of flags; --data, --val, --pseudo and --init replace its paths.
+    #[arg(long)]
+    config: Option<PathBuf>,
+    /// Initial weights (safetensors), taken by name.
+    #[arg(long)]
+    init: Option<PathBuf>,
+    /// Recipe to start from; the flags below change it.
+    #[arg(long, value_enum, default_value = "edge", conflicts_with = "config")]
+    preset: Preset,
+    /// Part that makes C3 to C5. [default: shufflenetv2, paper: resnet18]
+    #[arg(long, value_enum, conflicts_with = "config")]
+    backbone: Option<Backbone>,
+    /// Batch norm in the backbone: needed from scratch, wrong for initial weights whose batch norm is folded.
+    /// [default: what --init has; true without --init]
+    #[arg(long, conflicts_with = "config")]
+    backbone_norm: Option<bool>,
+    /// Channels of the pyramid and of the towers. [default: 64, paper: 256]
+    #[arg(long, conflicts_with = "config")]
+    width_channels: Option<usize>,
+    /// Channels of the towers alone. [default: those of the pyramid]
+    #[arg(long, conflicts_with = "config")]
+    head_width: Option<usize>,
+    /// Norm in the towers; a network with group norm cannot be exported. [default: batch, paper: none]
+    #[arg(long, value_enum, conflicts_with = "config")]
+    head_norm: Option<Norm>,
+    /// How the levels come from the backbone.
+    #[arg(long, value_enum, default_value = "fpn", conflicts_with = "config")]
+    pyramid: Pyramid,
+    /// Scales of anchors to the octave.
+    #[arg(long, default_value_t = 3, value_parser = clap::value_parser!(u8).range(1..=4), conflicts_with = "config")]
+    scales: u8,
+    /// Shapes of anchors: 1 (square) or 3 (1:2, 1:1, 2:1).
+    #[arg(long, default_value = "3", value_parser = ["1", "3"], conflicts_with = "config")]
+    ratios: String,
+    /// Convolutions in each tower, before the last. [default: 2, paper: 4]
+    #[arg(long, conflicts_with = "config")]
+    head_depth: Option<usize>,
+    /// Input width in pixels, a multiple of 32.
+    #[arg(long, default_value_t = 416, conflicts_with = "config")]
+    width: usize,
+    /// Input height in pixels, a multiple of 32.
+    #[arg(long, default_value_t = 256, conflicts_with = "config")]
+    height: usize,
+    /// Class names in the order of the outputs. [default: the data set's categories]
+    #[arg(long, value_delimiter = ',', conflicts_with = "config")]
+    classes: Vec<String>,
+    /// Steps.
+    #[arg(long, conflicts_with = "config")]
+    iterations: Option<usize>,
+    /// Pictures a step.
+    #[arg(long, conflicts_with = "config")]
+    batch: Option<usize>,
+    /// Highest learning rate.
+    #[arg(long, conflicts_with = "config")]
+    lr: Option<f64>,
+    /// Factor on it for the backbone.
+    #[arg(long, conflicts_with = "config")]
+    backbone_lr: Option<f64>,
+    /// Optimiser.
+    #[arg(long, value_enum, conflicts_with = "config")]
+    rule: Option<Rule>,
+    /// Learning rate over time.
+    #[arg(long, value_enum, conflicts_with = "config")]
+    schedule: Option<Schedule>,
+    /// Loss on the logits: cross_entropy, balanced (alpha), focal (gamma, alpha), focal_star (gamma, beta, alpha), hinge
+    /// (margin), ohem (batch, nms_threshold, ratio); parameters as in focal:gamma=2,alpha=0.25.
+    #[arg(long, conflicts_with = "config")]
+    loss: Option<ClsLoss>,
+    /// Probability that the classifier gives everything at the start; 0.5: no prior.
+    #[arg(long, conflicts_with = "config")]
+    prior: Option<f64>,
+    /// Loss on the boxes.
+    #[arg(long, value_enum, conflicts_with = "config")]
+    box_loss: Option<BoxLoss>,
+    /// Probability of four pictures in one.
+    #[arg(long, conflicts_with = "config")]
+    mosaic: Option<f32>,
+    /// First part of the run in which LeakyReLU becomes ReLU, for initial weights trained with LeakyReLU.
+    #[arg(long, conflicts_with = "config")]
+    leak_share: Option<f64>,
+    /// Seed of everything random.
+    #[arg(long, conflicts_with = "config")]
+    seed: Option<u64>,
+    /// Steps between checkpoints.
+    #[arg(long, conflicts_with = "config")]
+    checkpoint_every: Option<usize>,
+    /// Steps between evaluations on --val; 0: at the end only.
+    #[arg(long, conflicts_with = "config")]
+    eval_every: Option<usize>,
+}
+
+/// What it runs on.
+#[derive(Debug, clap::Args)]
+pub(crate) struct Machine {
     /// auto, cpu or cuda.
     #[arg(long, default_value = "auto")]
     device: String,
@@ -150,32 +171,16 @@ pub(crate) struct Args {
 impl Args {
     /// Trains.
     pub(crate) fn run(self) -> Result<()> {
-        let device = device(&self.device, self.threads)?;
+        let resources = self.machine.resources()?;
         let dir = RunDir(self.out.clone());
-        let config = self.settings(&dir)?;
+        let config = self.config(&dir)?;
         config.check().map_err(|error| Request(format!("{error:#}")))?;
         std::fs::create_dir_all(&dir.0).with_context(|| format!("cannot make the folder {}", dir.0.display()))?;
         if !self.resume {
             config.write(&dir.config())?;
             config.model.write(&dir.model())?;
         }
-        let kind = match self.precision.as_deref() {
-            Some("bf16") => Kind::BFloat16,
-            None if device.is_cuda() => Kind::BFloat16,
-            _ => Kind::Float,
-        };
-        if device.is_cuda() {
-            tch::Cuda::cudnn_set_benchmark(true);
-        }
-        let stop = Arc::new(AtomicBool::new(false));
-        let flag = Arc::clone(&stop);
-        ctrlc::set_handler(move || {
-            if flag.swap(true, Ordering::Relaxed) {
-                std::process::exit(130);
-            }
-            eprintln!("stopping after this step; again to stop at once");
-        })?;
-        let resources = Resources { device, kind, workers: self.workers };
+        let stop = stop_on_interrupt()?;
         match fit(&config, &dir, self.resume, resources, self.until, &stop)? {
             Outcome::Done => eprintln!("done: {}", dir.weights().display()),
             Outcome::Stopped(at) => {
@@ -185,7 +190,7 @@ impl Args {
         Ok(())
     }
 
-    fn settings(&self, dir: &RunDir) -> Result<FitConfig> {
+    fn config(&self, dir: &RunDir) -> Result<FitConfig> {
         if self.resume {
             if !dir.checkpoint().exists() {
                 return Err(Request(format!("--resume: there is no {}", dir.checkpoint().display())).into());
@@ -199,6 +204,42 @@ impl Args {
             ))
             .into());
         }
+        self.settings.config()
+    }
+}
+
+impl Machine {
+    /// Device, arithmetic and threads.
+    pub(crate) fn resources(&self) -> Result<Resources> {
+        let device = device(&self.device, self.threads)?;
+        let kind = match self.precision.as_deref() {
+            Some("bf16") => Kind::BFloat16,
+            None if device.is_cuda() => Kind::BFloat16,
+            _ => Kind::Float,
+        };
+        if device.is_cuda() {
+            tch::Cuda::cudnn_set_benchmark(true);
+        }
+        Ok(Resources { device, kind, workers: self.workers, examples: None })
+    }
+}
+
+/// Set by Ctrl-C; a second one ends the program.
+pub(crate) fn stop_on_interrupt() -> Result<Arc<AtomicBool>> {
+    let stop = Arc::new(AtomicBool::new(false));
+    let flag = Arc::clone(&stop);
+    ctrlc::set_handler(move || {
+        if flag.swap(true, Ordering::Relaxed) {
+            std::process::exit(130);
+        }
+        eprintln!("stopping after this step; again to stop at once");
+    })?;
+    Ok(stop)
+}
+
+impl Settings {
+    /// The settings of the run.
+    pub(crate) fn config(&self) -> Result<FitConfig> {
         if let Some(path) = &self.config {
             let mut config = FitConfig::read(path)?;
             set(&mut config.data, self.data.clone());
@@ -211,7 +252,8 @@ impl Args {
             }
             return Ok(config);
         }
-        let data = self.data.clone().ok_or_else(|| Request("--data is missing".into()))?;
+        let data =
+            self.data.clone().ok_or_else(|| Request("--data is missing: a folder with annotations.json and images/".into()))?;
         let is_paper = self.preset == Preset::Paper;
         let classes = if self.classes.is_empty() {
             Folder::open(&data)?.coco.categories.into_iter().map(|category| category.name).collect()
@@ -228,7 +270,7 @@ impl Args {
             },
             pyramid: self.pyramid,
             head_width: self.head_width.unwrap_or(channels),
-            head_norm: self.head_norm,
+            head_norm: self.head_norm.unwrap_or(if is_paper { Norm::None } else { Norm::Batch }),
             anchors: ModelSpec::arranged(anchors, self.scales, self.ratios == "1", self.pyramid),
             ..ModelSpec::edge(
                 self.backbone.unwrap_or(if is_paper { Backbone::ResNet18 } else { Backbone::ShuffleNetV2 }),
@@ -248,6 +290,8 @@ impl Args {
         set(&mut config.backbone_lr, self.backbone_lr);
         set(&mut config.rule, self.rule);
         set(&mut config.schedule, self.schedule);
+        set(&mut config.loss, self.loss);
+        set(&mut config.prior, self.prior);
         set(&mut config.box_loss, self.box_loss);
         set(&mut config.augment.mosaic, self.mosaic);
         set(&mut config.leak_share, self.leak_share);

@@ -1,5 +1,7 @@
 //! The subcommands, one file each.
 
+#[cfg(feature = "train")]
+mod ablate;
 mod data;
 #[cfg(feature = "train")]
 mod eval;
@@ -31,6 +33,9 @@ pub(crate) enum Command {
     /// Measure a run's averaged weights on a labelled data set.
     #[cfg(feature = "train")]
     Eval(eval::Args),
+    /// Compare variants of a recipe, over seeds, as the paper's Table 1 does.
+    #[cfg(feature = "train")]
+    Ablate(Box<ablate::Args>),
     /// Write a run's averaged weights as a float ONNX model.
     Export(export::Args),
     /// Write a run's averaged weights as an int8 model, measured against float.
@@ -56,6 +61,8 @@ impl Command {
             Self::Fit(args) => args.run(),
             #[cfg(feature = "train")]
             Self::Eval(args) => args.run(),
+            #[cfg(feature = "train")]
+            Self::Ablate(args) => args.run(),
             Self::Export(args) => args.run(),
             Self::Quantize(args) => args.run(),
             Self::PseudoLabel(args) => args.run(),

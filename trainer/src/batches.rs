@@ -9,6 +9,7 @@ use crate::targets::{self, MatchParams};
 use fovea::detection::BBox;
 use rand::{RngExt, SeedableRng, seq::SliceRandom};
 use rand_chacha::ChaCha8Rng;
+use std::ops::Range;
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, sync_channel};
 
@@ -35,6 +36,8 @@ pub(crate) struct Recipe {
     pub(crate) epoch: Vec<u32>,
     /// Samples a batch.
     pub(crate) batch: usize,
+    /// Those of them that are made here; the rest belongs to other processes.
+    pub(crate) share: Range<usize>,
     /// Width and height of the network input.
     pub(crate) size: (usize, usize),
     /// All anchors, in order.
@@ -54,16 +57,16 @@ impl Recipe {
     pub(crate) fn make(&self, iteration: usize) -> Batch {
         let (width, height) = self.size;
         let mut batch = Batch {
-            pixels: Vec::with_capacity(self.batch * width * height * 3),
-            classes: Vec::with_capacity(self.batch * self.anchors.len() * self.n_classes),
+            pixels: Vec::with_capacity(self.share.len() * width * height * 3),
+            classes: Vec::with_capacity(self.share.len() * self.anchors.len() * self.n_classes),
             positives: Vec::new(),
             positive_anchors: Vec::new(),
             positive_boxes: Vec::new(),
         };
         let how = (self.augment)(iteration);
         let mut order: (u64, Vec<u32>) = (u64::MAX, Vec::new());
-        for n in 0..self.batch {
-            let number = (iteration * self.batch + n) as u64;
+        for (n, place_in_batch) in self.share.clone().enumerate() {
+            let number = (iteration * self.batch + place_in_batch) as u64;
             let (epoch, place) = (number / self.epoch.len() as u64, (number % self.epoch.len() as u64) as usize);
             if order.0 != epoch {
                 order = (epoch, self.order(epoch));

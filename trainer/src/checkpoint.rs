@@ -1,31 +1,60 @@
 //! A training run on disk: everything a resumed run needs to go on as if it had never stopped.
 
+use crate::distill;
 use crate::model::Model;
 use crate::optim::Optimizer;
 use crate::run_dir::RunDir;
-use crate::weights;
+use crate::weights::{self, Array};
 use anyhow::{Context, Result};
 use std::collections::HashMap;
 use std::path::Path;
 
+/// The best evaluation so far.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub(crate) struct Best {
+    /// When.
+    pub(crate) iteration: usize,
+    /// COCO AP of the averaged weights.
+    pub(crate) ap: f32,
+}
+
+/// Name of the array that holds [`Best`].
+const BEST: &str = "best";
+
 /// Writes model, optimiser and iteration, and the averaged weights beside them.
-pub(crate) fn save(dir: &RunDir, model: &mut Model, optimizer: &mut Optimizer, iteration: usize) -> Result<()> {
+pub(crate) fn save(
+    dir: &RunDir,
+    model: &mut Model,
+    optimizer: &mut Optimizer,
+    iteration: usize,
+    best: Option<Best>,
+) -> Result<()> {
     let mut state = model.weights()?;
     state.extend(optimizer.state()?);
-    let texts = HashMap::from([("iteration".to_owned(), iteration.to_string())]);
-    weights::write(&dir.checkpoint(), &state, texts.clone())?;
+    if let Some(Best { iteration, ap }) = best {
+        state.insert(BEST.into(), Array { shape: vec![2], data: vec![iteration as f32, ap] });
+    }
+    weights::write(&dir.checkpoint(), &state, HashMap::from([("iteration".to_owned(), iteration.to_string())]))?;
+    save_average(&dir.weights(), model, optimizer, iteration)
+}
+
+/// Writes the averaged weights.
+pub(crate) fn save_average(path: &Path, model: &mut Model, optimizer: &mut Optimizer, iteration: usize) -> Result<()> {
     optimizer.swap_average(model);
     let averaged = model.weights();
     optimizer.swap_average(model);
-    weights::write(&dir.weights(), &averaged?, texts)
+    let mut averaged = averaged?;
+    averaged.retain(|name, _| !name.starts_with(distill::PREFIX));
+    weights::write(path, &averaged, HashMap::from([("iteration".to_owned(), iteration.to_string())]))
 }
 
-/// Restores what [`save`] wrote; gives the next iteration.
-pub(crate) fn restore(path: &Path, model: &mut Model, optimizer: &mut Optimizer) -> Result<usize> {
+/// Restores what [`save`] wrote; gives the next iteration and the best evaluation.
+pub(crate) fn restore(path: &Path, model: &mut Model, optimizer: &mut Optimizer) -> Result<(usize, Option<Best>)> {
     let file = weights::read(path)?;
     let iteration = file.texts.get("iteration").and_then(|text| text.parse().ok());
     let iteration = iteration.with_context(|| format!("{} does not say at which iteration it was written", path.display()))?;
     model.load(&file.weights).with_context(|| path.display().to_string())?;
     optimizer.restore(&file.weights, iteration).with_context(|| path.display().to_string())?;
-    Ok(iteration)
+    let best = file.weights.get(BEST).filter(|array| array.data.len() == 2);
+    Ok((iteration, best.map(|array| Best { iteration: array.data[0] as usize, ap: array.data[1] })))
 }

@@ -10,6 +10,7 @@ use std::path::{Path, PathBuf};
 
 #[cfg(feature = "train")]
 pub(crate) use crate::{
+    distill::Distill,
     loss::{BoxLoss, ClsLoss},
     optim::{Rule, Schedule},
 };
@@ -75,6 +76,8 @@ pub(crate) struct FitConfig {
     pub(crate) checkpoint_every: usize,
     /// Steps between evaluations; 0: at the end only.
     pub(crate) eval_every: usize,
+    /// A stronger network to learn from beside the labels.
+    pub(crate) distill: Option<Distill>,
     /// The network.
     pub(crate) model: ModelSpec,
 }
@@ -112,6 +115,7 @@ impl FitConfig {
             seed: 1,
             checkpoint_every: 500,
             eval_every: 0,
+            distill: None,
             model,
         }
     }
@@ -173,6 +177,14 @@ impl FitConfig {
         ] {
             if !holds {
                 bail!("`{key}` is {found}, expected {expected}");
+            }
+        }
+        if let Some(Distill { logits, boxes, features, temperature, .. }) = self.distill {
+            if ![logits, boxes, features].iter().all(|weight| (0.0..1e6).contains(weight)) {
+                bail!("`distill.logits`, `.boxes`, `.features` are {logits}, {boxes}, {features}, expected 0 or more");
+            }
+            if !(0.1..=100.0).contains(&temperature) {
+                bail!("`distill.temperature` is {temperature}, expected 0.1 to 100");
             }
         }
         Ok(())

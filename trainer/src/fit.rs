@@ -1,23 +1,29 @@
 //! The training loop.
 
 use crate::batches::{Batch, Batches, Recipe, repeated};
-use crate::checkpoint;
+use crate::checkpoint::{self, Best};
 use crate::config::FitConfig;
-use crate::curve::Curve;
+use crate::curve::Log;
 use crate::data::{self, Example, Folder};
+use crate::distill::{Teacher, joined};
 use crate::evaluate::{evaluate, summary};
 use crate::loss::{box_loss, with_gradient};
 use crate::model::{Mode, Model};
 use crate::optim::{Optimizer, Step};
 use crate::package::write_atomic;
-use crate::run_dir::RunDir;
+use crate::peers::Peers;
+use crate::progress::Progress;
+use crate::run_dir::{Origin, RunDir};
 use crate::weights;
 use anyhow::{Context, Result, bail};
 use fovea::detection::BBox;
+use fovea::eval::EvalReport;
 use fovea::pipeline::clock::Stopwatch;
 use fovea::retinanet::Anchors;
+use sha2::{Digest, Sha256};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
 use tch::{Device, Kind, Tensor};
 
 /// What does not change the result, only how fast it comes.
@@ -33,8 +39,21 @@ pub(crate) struct Resources {
     pub(crate) examples: Option<Arc<Vec<Example>>>,
 }
 
-/// Losses of one step.
+/// Where a run begins and what ends it early.
 #[derive(Debug, Clone, Copy)]
+pub(crate) struct Control<'a> {
+    /// Go on from the checkpoint.
+    pub(crate) resume: bool,
+    /// Go on even with other data.
+    pub(crate) other_data: bool,
+    /// Stop after this iteration, as `stop` does.
+    pub(crate) until: Option<usize>,
+    /// Set from outside.
+    pub(crate) stop: &'a AtomicBool,
+}
+
+/// Losses of one step.
+#[derive(Debug, Clone, Copy, Default)]
 pub(crate) struct Losses {
     /// Classification loss, per anchor on an object.
     pub(crate) cls: f64,
@@ -42,14 +61,22 @@ pub(crate) struct Losses {
     pub(crate) bbox: f64,
     /// Norm of all gradients together, before clipping.
     pub(crate) norm: f64,
+    /// Weighted losses against a teacher: scores, boxes, pyramid.
+    pub(crate) distill: [f64; 3],
+}
+
+impl Losses {
+    fn is_finite(&self) -> bool {
+        [self.cls, self.bbox, self.norm].iter().chain(&self.distill).all(|loss| loss.is_finite())
+    }
 }
 
 /// A loss or the gradients are not finite.
 #[derive(Debug, thiserror::Error)]
 #[error(
-    "training diverged at iteration {iteration}: classification loss {}, box loss {}, gradient norm {}; the last good checkpoint \
-     is {}. Set a lower `lr` or `clip` or a longer `warmup` in {} and use --resume",
-    losses.cls, losses.bbox, losses.norm, dir.checkpoint().display(), dir.config().display()
+    "training diverged at iteration {iteration}: classification loss {}, box loss {}, distillation {:?}, gradient norm {}; the last \
+     good checkpoint is {}. Set a lower `lr` or `clip` or a longer `warmup` in {} and use --resume",
+    losses.cls, losses.bbox, losses.distill, losses.norm, dir.checkpoint().display(), dir.config().display()
 )]
 pub(crate) struct Diverged {
     /// The first such step.
@@ -67,26 +94,111 @@ pub(crate) enum Outcome {
     Stopped(usize),
 }
 
-/// Trains from scratch, from initial weights, or on from the checkpoint in `dir`. `until` stops early, as `stop` does.
+/// A run under way.
+struct Run<'a> {
+    config: &'a FitConfig,
+    dir: &'a RunDir,
+    kind: Kind,
+    model: Model,
+    optimizer: Optimizer,
+    teacher: Option<Teacher>,
+    best: Option<Best>,
+    val: Option<Folder>,
+    /// Rank 0 reports and writes, the others have no log.
+    log: Option<Log>,
+}
+
+/// Trains from scratch, from initial weights, or on from the checkpoint in `dir`.
 pub(crate) fn fit(
     config: &FitConfig,
     dir: &RunDir,
-    resume: bool,
-    resources: Resources,
-    until: Option<usize>,
-    stop: &AtomicBool,
+    control: Control<'_>,
+    resources: &Resources,
+    peers: &mut Peers,
 ) -> Result<Outcome> {
-    tch::manual_seed(i64::try_from(config.seed).unwrap_or(0));
-    let spec = &config.model;
-    let mut model = Model::new(spec, config.prior, config.seed, resources.device);
-    let mut optimizer;
+    let Control { resume, other_data, until, stop } = control;
+    let mut run = Run::new(config, dir, resources, !resume)?;
     let mut first = 0;
     if resume {
-        optimizer = Optimizer::new(&model, config.rule);
-        first = checkpoint::restore(&dir.checkpoint(), &mut model, &mut optimizer)?;
+        (first, run.best) = checkpoint::restore(&dir.checkpoint(), &mut run.model, &mut run.optimizer)?;
         eprintln!("resuming at iteration {first} of {}", config.iterations);
-    } else {
-        if let Some(path) = &config.init {
+    }
+    let end = until.unwrap_or(config.iterations).min(config.iterations);
+    if end < first {
+        bail!("{} is at iteration {first} already, beyond {end}; nothing was changed", dir.0.display());
+    }
+    run.val = config.val.as_deref().map(Folder::open).transpose()?;
+    let recipe = Arc::new(recipe(config, resources, peers)?);
+    let origin = Origin::of(&recipe.examples);
+    if resume {
+        origin.check(dir, other_data)?;
+    }
+    if peers.world > 1 {
+        let mut start = Sha256::new();
+        start.update(format!("{config:?} {first} {end} {}", origin.data()));
+        run.model.weights()?.values().flat_map(|array| &array.data).for_each(|value| start.update(value.to_le_bytes()));
+        peers.agree("settings, data and weights to start from", start.finalize().into())?;
+    }
+    if peers.rank == 0 {
+        origin.write(dir)?;
+        run.log = Some(Log::open(dir, resume.then_some(first))?);
+    }
+    let mut progress = Progress::start(config, first, peers.rank == 0);
+    let mut batches = Batches::start(&recipe, first, end, resources.workers);
+    for iteration in first..end {
+        progress.before_wait();
+        let batch = batches.next();
+        progress.after_wait();
+        let is_over = peers.any(stop.load(Ordering::Relaxed) || batch.is_none())?;
+        let (false, Some(batch)) = (is_over, &batch) else {
+            run.save(iteration)?;
+            if batch.is_none() {
+                bail!(
+                    "a thread that makes batches ended before iteration {iteration}, its message is above; a checkpoint was written"
+                );
+            }
+            return Ok(Outcome::Stopped(iteration));
+        };
+        let losses = run.step(batch, iteration, &recipe.anchors, peers)?;
+        if !losses.is_finite() {
+            return Err(Diverged { iteration, losses, dir: dir.clone() }.into());
+        }
+        let done = iteration + 1;
+        progress.add(losses);
+        if done % 20 == 0 || done == end {
+            let row = progress.row(done, rate_of(config, iteration));
+            run.log.as_mut().map_or(Ok(()), |log| log.append(done, &row))?;
+        }
+        if done % config.checkpoint_every == 0 && done < end {
+            run.save(done)?;
+            progress.forget_time();
+        }
+        if config.eval_every > 0 && done % config.eval_every == 0 && done < config.iterations {
+            progress.bar.suspend(|| run.measure(done))?;
+            progress.forget_time();
+        }
+    }
+    progress.bar.finish_and_clear();
+    if end < config.iterations {
+        run.save(end)?;
+        return Ok(Outcome::Stopped(end));
+    }
+    // Twice, so that a cut while evaluating does not lose the last steps, and the checkpoint knows of the evaluation.
+    run.save(end)?;
+    if let Some(measured) = run.measure(end)? {
+        write_atomic(&dir.0.join("eval.json"), serde_json::to_string_pretty(&measured)?.as_bytes())?;
+        run.save(end)?;
+    }
+    Ok(Outcome::Done)
+}
+
+impl<'a> Run<'a> {
+    /// A run before its first step: weights at random, or the settings' initial ones.
+    fn new(config: &'a FitConfig, dir: &'a RunDir, resources: &Resources, with_init: bool) -> Result<Self> {
+        tch::manual_seed(i64::try_from(config.seed).unwrap_or(0));
+        let spec = &config.model;
+        let mut model = Model::new(spec, config.prior, config.seed, resources.device);
+        if with_init && let Some(path) = &config.init {
             let loaded = model.load_matching(&weights::read_initial(path)?).with_context(|| path.display().to_string())?;
             eprintln!(
                 "{}: {} arrays taken; {} of the network are not in it and {} have another shape there: these start at random",
@@ -96,95 +208,100 @@ pub(crate) fn fit(
                 loaded.other_shape
             );
         }
-        optimizer = Optimizer::new(&model, config.rule);
+        let open = |settings| Teacher::open(settings, spec, resources.device, resources.kind);
+        let teacher = config.distill.as_ref().map(open).transpose()?;
+        if let Some(teacher) = &teacher {
+            teacher.add_adapters(&mut model, config.seed);
+        }
+        let optimizer = Optimizer::new(&model, config.rule);
+        Ok(Self { config, dir, kind: resources.kind, model, optimizer, teacher, best: None, val: None, log: None })
     }
-    let end = until.unwrap_or(config.iterations).min(config.iterations);
-    if end < first {
-        bail!("{} is at iteration {first} already, beyond {end}; nothing was changed", dir.0.display());
+
+    /// Writes a checkpoint.
+    fn save(&mut self, iteration: usize) -> Result<()> {
+        let Some(log) = &self.log else { return Ok(()) };
+        log.plot_or_warn(&self.dir.plot());
+        checkpoint::save(self.dir, &mut self.model, &mut self.optimizer, iteration, self.best)
     }
-    let val = config.val.as_deref().map(Folder::open).transpose()?;
-    let recipe = Arc::new(recipe(config, resources.examples.clone())?);
-    let curve = Curve::open(&dir.curve(), resume.then_some(first))?;
-    let bar = data::progress(config.iterations, "training");
-    bar.set_position(first as u64);
-    let mut clock = Stopwatch::start();
-    let mut shown = Shown::default();
-    let mut batches = Batches::start(&recipe, first, end, resources.workers);
-    for iteration in first..end {
-        let batch = batches.next();
-        let (false, Some(batch)) = (stop.load(Ordering::Relaxed), &batch) else {
-            checkpoint::save(dir, &mut model, &mut optimizer, iteration)?;
-            curve.plot_or_warn(&dir.plot());
-            if batch.is_none() {
-                bail!(
-                    "a thread that makes batches ended before iteration {iteration}, its message is above; a checkpoint was written"
-                );
-            }
-            return Ok(Outcome::Stopped(iteration));
+
+    /// Evaluates the averaged weights, if there is validation data, and keeps them if they are the best so far.
+    fn measure(&mut self, done: usize) -> Result<Option<EvalReport>> {
+        let (Some(folder), Some(log)) = (&self.val, &mut self.log) else { return Ok(None) };
+        self.optimizer.swap_average(&mut self.model);
+        let measured = evaluate(&self.model, &self.config.model, folder, None);
+        self.optimizer.swap_average(&mut self.model);
+        let measured = measured?;
+        eprintln!("iteration {done}: {}", summary(&measured));
+        log.append_eval(done, &measured)?;
+        let ap = measured.ap.unwrap_or(0.0) as f32;
+        if self.best.is_none_or(|best| ap > best.ap) {
+            checkpoint::save_average(&self.dir.best(), &mut self.model, &mut self.optimizer, done)?;
+            self.best = Some(Best { iteration: done, ap });
+        }
+        Ok(Some(measured))
+    }
+
+    /// One step. Nothing is moved where a loss or the gradients are not finite.
+    fn step(&mut self, batch: &Batch, iteration: usize, anchors: &[BBox], peers: &mut Peers) -> Result<Losses> {
+        let (config, model) = (self.config, &self.model);
+        let (device, spec) = (model.device(), &config.model);
+        let (height, width, classes) = (spec.height as i64, spec.width as i64, spec.classes.len() as i64);
+        let images = Tensor::from_slice(&batch.pixels).reshape([-1, height, width, 3]).to_device(device);
+        let mode = Mode { training: true, slope: config.slope(iteration), kind: self.kind };
+        let taps = if self.teacher.is_some() { model.graph.pyramid_values() } else { &[] };
+        let (heads, pyramid) = model.forward_tapped(&images, mode, taps);
+        let (logits, deltas) = joined(&heads, classes);
+        let codes = Tensor::from_slice(&batch.classes).reshape(logits.size()).to_device(device);
+        let target = codes.eq(i64::from(crate::targets::OBJECT)).to_kind(Kind::Float);
+        let weight = codes.ne(i64::from(crate::targets::IGNORED)).to_kind(Kind::Float);
+        let (cls_loss, gradient) = config.loss.with_gradient(&logits, &target, &weight, anchors);
+        let places = Tensor::from_slice(&batch.positives).to_device(device);
+        let boxes = |values: &[f32]| Tensor::from_slice(values).reshape([-1, 4]).to_device(device);
+        let on_object = deltas.reshape([-1, 4]).index_select(0, &places);
+        let loss = box_loss(&on_object, &boxes(&batch.positive_anchors), &boxes(&batch.positive_boxes), config.box_loss);
+        let compare = |teacher: &Teacher| teacher.compare(&images, model, &logits, &deltas, &pyramid);
+        let apart = self.teacher.as_ref().map(compare).transpose()?;
+
+        // What losses are divided by counts the batches of all processes.
+        let mut sums = [batch.positives.len() as f32, f32::try_from(cls_loss)?, f32::try_from(&loss)?, 0.0, 0.0, 0.0, 0.0];
+        if let Some(apart) = &apart {
+            let features = f32::try_from(&apart.features)? / peers.world as f32;
+            sums[3..].copy_from_slice(&[apart.sure as f32, apart.logits as f32, f32::try_from(&apart.boxes)?, features]);
+        }
+        peers.sum(&mut sums)?;
+        let [n_positive, cls_sum, box_sum, sure, soft @ ..] = sums.map(f64::from);
+        let (n_positive, sure) = (n_positive.max(1.0), sure.max(1.0));
+        let mut losses =
+            Losses { cls: cls_sum / n_positive, bbox: box_sum * config.box_weight / n_positive, ..Losses::default() };
+        let mut gradient = gradient / n_positive;
+        let mut surrogate = loss * (config.box_weight / n_positive);
+        if let (Some(apart), Some(settings)) = (apart, &config.distill) {
+            let weights = [settings.logits / sure, settings.boxes / sure, settings.features];
+            losses.distill = std::array::from_fn(|part| soft[part] * weights[part]);
+            gradient += apart.gradient * weights[0];
+            surrogate += apart.boxes * weights[1] + apart.features * (weights[2] / peers.world as f64);
+        }
+        if !losses.is_finite() {
+            return Ok(losses);
+        }
+        surrogate += with_gradient(&logits, &gradient);
+        surrogate.f_backward().context("the backward pass failed")?;
+        let rate = Step {
+            lr: rate_of(config, iteration),
+            backbone: config.backbone_lr,
+            weight_decay: config.weight_decay,
+            clip: config.clip,
+            ema: config.ema,
         };
-        let losses = step(config, &mut model, &mut optimizer, batch, iteration, &recipe.anchors, resources.kind)?;
-        if !(losses.cls.is_finite() && losses.bbox.is_finite() && losses.norm.is_finite()) {
-            return Err(Diverged { iteration, losses, dir: dir.clone() }.into());
-        }
-        shown.add(losses);
-        bar.inc(1);
-        let done = iteration + 1;
-        if done % 20 == 0 || done == end {
-            let rate = (shown.n * config.batch) as f64 / clock.lap().as_secs_f64();
-            let mean = shown.take();
-            bar.set_message(format!("cls {:.3} box {:.3} norm {:.2} {rate:.1} img/s", mean.cls, mean.bbox, mean.norm));
-            curve.append(done, rate_of(config, iteration), mean, rate)?;
-            if bar.is_hidden() && done % 100 == 0 {
-                eprintln!(
-                    "{done}/{} cls {:.3} box {:.3} norm {:.2} {rate:.1} img/s",
-                    config.iterations, mean.cls, mean.bbox, mean.norm
-                );
-            }
-        }
-        if done % config.checkpoint_every == 0 && done < end {
-            checkpoint::save(dir, &mut model, &mut optimizer, done)?;
-            curve.plot_or_warn(&dir.plot());
-        }
-        if config.eval_every > 0 && done % config.eval_every == 0 && done < config.iterations {
-            bar.suspend(|| measure(config, val.as_ref(), &mut model, &mut optimizer, done, None))?;
-        }
+        losses.norm = self.optimizer.step(&mut self.model, &rate, peers)?;
+        Ok(losses)
     }
-    bar.finish_and_clear();
-    checkpoint::save(dir, &mut model, &mut optimizer, end)?;
-    curve.plot_or_warn(&dir.plot());
-    if end < config.iterations {
-        return Ok(Outcome::Stopped(end));
-    }
-    measure(config, val.as_ref(), &mut model, &mut optimizer, end, Some(dir))?;
-    Ok(Outcome::Done)
 }
 
-/// Evaluates the averaged weights, if there is validation data.
-fn measure(
-    config: &FitConfig,
-    val: Option<&Folder>,
-    model: &mut Model,
-    optimizer: &mut Optimizer,
-    done: usize,
-    dir: Option<&RunDir>,
-) -> Result<()> {
-    let Some(folder) = val else { return Ok(()) };
-    optimizer.swap_average(model);
-    let measured = evaluate(model, &config.model, folder, None);
-    optimizer.swap_average(model);
-    let measured = measured?;
-    eprintln!("iteration {done}: {}", summary(&measured));
-    if let Some(dir) = dir {
-        let path = dir.0.join("eval.json");
-        write_atomic(&path, serde_json::to_string_pretty(&measured)?.as_bytes())?;
-    }
-    Ok(())
-}
-
-fn recipe(config: &FitConfig, examples: Option<Arc<Vec<Example>>>) -> Result<Recipe> {
+fn recipe(config: &FitConfig, resources: &Resources, peers: &Peers) -> Result<Recipe> {
     let spec = &config.model;
-    let examples = match examples {
-        Some(examples) => examples,
+    let examples = match &resources.examples {
+        Some(examples) => Arc::clone(examples),
         None => Arc::new(data::load(&Folder::open(&config.data)?, &spec.classes, config.pseudo.as_deref(), config.bands)?),
     };
     if examples.is_empty() {
@@ -198,6 +315,7 @@ fn recipe(config: &FitConfig, examples: Option<Arc<Vec<Example>>>) -> Result<Rec
         epoch: repeated(&examples, spec.classes.len(), config.repeat_below, config.seed),
         examples,
         batch: config.batch,
+        share: peers.share(config.batch),
         size,
         anchors: anchors.iter().collect(),
         n_classes: spec.classes.len(),
@@ -211,80 +329,30 @@ fn rate_of(config: &FitConfig, iteration: usize) -> f64 {
     config.lr * config.schedule.factor(iteration, config.iterations, config.warmup)
 }
 
-/// One step. Nothing is moved where a loss or the gradients are not finite.
-fn step(
-    config: &FitConfig,
-    model: &mut Model,
-    optimizer: &mut Optimizer,
-    batch: &Batch,
-    iteration: usize,
-    anchors: &[BBox],
-    kind: Kind,
-) -> Result<Losses> {
-    let spec = &config.model;
-    let device = model.device();
-    let (n, classes) = (config.batch as i64, spec.classes.len() as i64);
-    let shape = [n, spec.height as i64, spec.width as i64, 3];
-    let images = Tensor::from_data_size(&batch.pixels, &shape, Kind::Uint8).to_device(device);
-    let outputs = model.forward(&images, Mode { training: true, slope: config.slope(iteration), kind });
-    let join = |of: &dyn Fn(&crate::model::LevelOutput) -> Tensor, width: i64| {
-        let levels: Vec<Tensor> = outputs.iter().map(|level| of(level).reshape([n, -1, width])).collect();
-        Tensor::cat(&levels, 1)
-    };
-    let logits = join(&|level| level.cls.shallow_clone(), classes);
-    let target_shape = [n, anchors.len() as i64, classes];
-    let codes = Tensor::from_data_size(&batch.classes, &target_shape, Kind::Uint8).to_device(device);
-    let target = codes.eq(i64::from(crate::targets::OBJECT)).to_kind(Kind::Float);
-    let weight = codes.ne(i64::from(crate::targets::IGNORED)).to_kind(Kind::Float);
-    let n_positive = (batch.positives.len() as f64).max(1.0);
-    let (cls_loss, gradient) = config.loss.with_gradient(&logits, &target, &weight, anchors);
-    let mut surrogate = with_gradient(&logits, &(gradient / n_positive));
-    let mut losses = Losses { cls: f64::try_from(cls_loss)? / n_positive, bbox: 0.0, norm: 0.0 };
-    if !batch.positives.is_empty() {
-        let places = Tensor::from_slice(&batch.positives).to_device(device);
-        let boxes = |values: &[f32]| Tensor::from_slice(values).reshape([-1, 4]).to_device(device);
-        let deltas = join(&|level| level.bbox.shallow_clone(), 4).reshape([-1, 4]).index_select(0, &places);
-        let loss = box_loss(&deltas, &boxes(&batch.positive_anchors), &boxes(&batch.positive_boxes), config.box_loss)
-            * (config.box_weight / n_positive);
-        losses.bbox = f64::try_from(&loss)?;
-        surrogate += loss;
-    }
-    if !(losses.cls.is_finite() && losses.bbox.is_finite()) {
-        return Ok(losses);
-    }
-    surrogate.f_backward().context("the backward pass failed")?;
-    let rate = Step {
-        lr: rate_of(config, iteration),
-        backbone: config.backbone_lr,
-        weight_decay: config.weight_decay,
-        clip: config.clip,
-        ema: config.ema,
-    };
-    losses.norm = optimizer.step(model, &rate)?;
-    Ok(losses)
+/// The same step on the same batch, for measurements.
+pub(crate) struct Repeated<'a> {
+    run: Run<'a>,
+    recipe: Recipe,
+    batch: Batch,
 }
 
-/// Mean losses since the last line of the curve.
-#[derive(Debug, Default)]
-struct Shown {
-    n: usize,
-    cls: f64,
-    bbox: f64,
-    norm: f64,
-}
-
-impl Shown {
-    fn add(&mut self, losses: Losses) {
-        self.n += 1;
-        self.cls += losses.cls;
-        self.bbox += losses.bbox;
-        self.norm += losses.norm;
+impl<'a> Repeated<'a> {
+    /// Gets ready; says how long a batch takes to make.
+    pub(crate) fn new(config: &'a FitConfig, dir: &'a RunDir, resources: &Resources) -> Result<(Self, Duration)> {
+        let run = Run::new(config, dir, resources, true)?;
+        let recipe = recipe(config, resources, &Peers::alone())?;
+        let mut clock = Stopwatch::start();
+        let batch = recipe.make(0);
+        Ok((Self { run, recipe, batch }, clock.lap()))
     }
 
-    fn take(&mut self) -> Losses {
-        let n = self.n.max(1) as f64;
-        let mean = Losses { cls: self.cls / n, bbox: self.bbox / n, norm: self.norm / n };
-        *self = Self::default();
-        mean
+    /// Parameters that are learnt.
+    pub(crate) fn n_parameters(&self) -> usize {
+        self.run.model.params.values().map(|param| param.tensor.numel()).sum()
+    }
+
+    /// One step.
+    pub(crate) fn step(&mut self) -> Result<Losses> {
+        self.run.step(&self.batch, 0, &self.recipe.anchors, &mut Peers::alone())
     }
 }

@@ -133,6 +133,12 @@ impl Graph {
         self.nodes.iter().filter_map(|node| if let Op::Conv(conv) = &node.op { Some(conv) } else { None })
     }
 
+    /// P3 to P7: what the towers read.
+    pub(crate) fn pyramid_values(&self) -> &[ValueId] {
+        let is_head = |node: &&Node| matches!(&node.op, Op::Conv(conv) if conv.name.starts_with("head."));
+        self.nodes.iter().find(is_head).map_or(&[], |node| &node.inputs)
+    }
+
     fn push(&mut self, op: Op, inputs: Vec<ValueId>, outputs: Vec<Value>) -> Vec<ValueId> {
         let first = self.values.len();
         self.values.extend(outputs);

@@ -279,16 +279,10 @@ pub(crate) fn with_gradient(x: &Tensor, gradient: &Tensor) -> Tensor {
 
 /// Summed box loss. `deltas`: `[P, 4]`; `anchors` and `boxes`: `[P, 4]`, xyxy in pixels of the network input.
 pub(crate) fn box_loss(deltas: &Tensor, anchors: &Tensor, boxes: &Tensor, kind: BoxLoss) -> Tensor {
-    let (anchor_center, anchor_size) = center_and_size(anchors);
     match kind {
-        BoxLoss::Giou => {
-            let center = deltas.narrow(1, 0, 2) * &anchor_size + &anchor_center;
-            let clip = f64::from(fovea::retinanet::BBOX_XFORM_CLIP);
-            let half = deltas.narrow(1, 2, 2).clamp_max(clip).exp() * &anchor_size * 0.5;
-            let decoded = Tensor::cat(&[&center - &half, &center + &half], 1);
-            (giou(&decoded, boxes).neg() + 1.0).sum(Kind::Float)
-        }
+        BoxLoss::Giou => (giou(&decode(deltas, anchors), boxes).neg() + 1.0).sum(Kind::Float),
         BoxLoss::L1 | BoxLoss::SmoothL1 => {
+            let (anchor_center, anchor_size) = center_and_size(anchors);
             let (center, size) = center_and_size(boxes);
             let shift = (center - anchor_center) / &anchor_size;
             let target = Tensor::cat(&[shift, (size / anchor_size).log()], 1);
@@ -304,13 +298,22 @@ pub(crate) fn box_loss(deltas: &Tensor, anchors: &Tensor, boxes: &Tensor, kind: 
     }
 }
 
+/// Boxes of deltas, both `[P, 4]`.
+pub(crate) fn decode(deltas: &Tensor, anchors: &Tensor) -> Tensor {
+    let (anchor_center, anchor_size) = center_and_size(anchors);
+    let center = deltas.narrow(1, 0, 2) * &anchor_size + anchor_center;
+    let clip = f64::from(fovea::retinanet::BBOX_XFORM_CLIP);
+    let half = deltas.narrow(1, 2, 2).clamp_max(clip).exp() * anchor_size * 0.5;
+    Tensor::cat(&[&center - &half, center + half], 1)
+}
+
 fn center_and_size(boxes: &Tensor) -> (Tensor, Tensor) {
     let (low, high) = (boxes.narrow(1, 0, 2), boxes.narrow(1, 2, 2));
     ((&low + &high) * 0.5, high - low)
 }
 
 /// Generalised `IoU` of pairs of boxes, `[P]`, in `[-1, 1]`.
-fn giou(a: &Tensor, b: &Tensor) -> Tensor {
+pub(crate) fn giou(a: &Tensor, b: &Tensor) -> Tensor {
     let (a_low, a_high) = (a.narrow(1, 0, 2), a.narrow(1, 2, 2));
     let (b_low, b_high) = (b.narrow(1, 0, 2), b.narrow(1, 2, 2));
     let area = |sides: Tensor| sides.select(1, 0) * sides.select(1, 1);

@@ -29,6 +29,8 @@ mod curve;
 mod data;
 mod degrade;
 #[cfg(feature = "train")]
+mod distill;
+#[cfg(feature = "train")]
 mod evaluate;
 mod export;
 #[cfg(feature = "train")]
@@ -46,11 +48,17 @@ mod model;
 #[cfg(feature = "train")]
 mod optim;
 mod package;
+#[cfg(feature = "train")]
+mod peers;
 mod pickle;
+#[cfg(feature = "train")]
+mod progress;
 mod quantize;
 mod run_dir;
 mod spec;
 mod targets;
+#[cfg(feature = "train")]
+mod tensorboard;
 mod torch_file;
 mod weights;
 

@@ -180,10 +180,15 @@ impl Model {
 
     /// Heads of every level for a batch of pictures, `[N, H, W, 3]` bytes, RGB.
     pub(crate) fn forward(&self, images: &Tensor, mode: Mode) -> Vec<LevelOutput> {
+        self.forward_tapped(images, mode, &[]).0
+    }
+
+    /// As [`Self::forward`], with the activations `taps` beside the heads.
+    pub(crate) fn forward_tapped(&self, images: &Tensor, mode: Mode, taps: &[ValueId]) -> (Vec<LevelOutput>, Vec<Tensor>) {
         let mut values: Vec<Option<Tensor>> = (0..self.graph.values.len()).map(|_| None).collect();
         // A permuted view of NHWC bytes is an NCHW tensor in channels-last order; the conversion keeps that order.
         values[0] = Some(input(&images.permute([0, 3, 1, 2]), self.graph.pixels, mode.kind));
-        let last_use = self.last_uses();
+        let last_use = self.last_uses(taps);
         for (step, node) in self.graph.nodes.iter().enumerate() {
             let inputs: Vec<Tensor> = node.inputs.iter().map(|&id| value(&values, id).shallow_clone()).collect();
             for &id in &node.inputs {
@@ -201,11 +206,12 @@ impl Model {
             }
         }
         let heads = |id: ValueId| value(&values, id).permute([0, 2, 3, 1]).to_kind(Kind::Float);
-        self.graph.levels.iter().map(|&(cls, bbox)| LevelOutput { cls: heads(cls), bbox: heads(bbox) }).collect()
+        let levels = self.graph.levels.iter().map(|&(cls, bbox)| LevelOutput { cls: heads(cls), bbox: heads(bbox) }).collect();
+        (levels, taps.iter().map(|&id| value(&values, id).shallow_clone()).collect())
     }
 
-    /// For each value the last step that reads it; the heads are never done with.
-    fn last_uses(&self) -> Vec<usize> {
+    /// For each value the last step that reads it; the heads and `taps` are never done with.
+    fn last_uses(&self, taps: &[ValueId]) -> Vec<usize> {
         let mut last = vec![usize::MAX; self.graph.values.len()];
         for (step, node) in self.graph.nodes.iter().enumerate() {
             node.inputs.iter().for_each(|&id| last[id] = step);
@@ -213,6 +219,7 @@ impl Model {
         for &(cls, bbox) in &self.graph.levels {
             (last[cls], last[bbox]) = (usize::MAX, usize::MAX);
         }
+        taps.iter().for_each(|&id| last[id] = usize::MAX);
         last
     }
 
@@ -338,7 +345,7 @@ fn weight_shape(conv: &Conv) -> [i64; 4] {
 }
 
 /// Box-Muller.
-fn normal(rng: &mut ChaCha8Rng) -> f64 {
+pub(crate) fn normal(rng: &mut ChaCha8Rng) -> f64 {
     let u: f64 = rng.random_range(f64::MIN_POSITIVE..1.0);
     let v: f64 = rng.random_range(0.0..std::f64::consts::TAU);
     (-2.0 * u.ln()).sqrt() * v.cos()

@@ -2,6 +2,7 @@
 //! and an exponential moving average. All state is in named vectors, so that a checkpoint can hold every bit of it.
 
 use crate::model::{Group, Model};
+use crate::peers::Peers;
 use crate::weights::{Array, Weights};
 use anyhow::{Result, bail};
 use serde::{Deserialize, Serialize};
@@ -102,9 +103,10 @@ impl Optimizer {
         })
     }
 
-    /// Moves the parameters along their gradients and clears these. Returns the norm of the gradients before clipping;
+    /// Moves the parameters along the sum of all processes' gradients and clears these; running statistics become the mean
+    /// over the processes. Returns the norm of the gradients before clipping;
     /// where it is not finite nothing was moved.
-    pub(crate) fn step(&mut self, model: &mut Model, step: &Step) -> Result<f64> {
+    pub(crate) fn step(&mut self, model: &mut Model, step: &Step, peers: &mut Peers) -> Result<f64> {
         tch::no_grad(|| {
             let gradients: Vec<Tensor> = model
                 .params
@@ -115,6 +117,13 @@ impl Optimizer {
                 })
                 .collect();
             let mut grad = Tensor::cat(&gradients, 0);
+            if peers.world > 1 {
+                let len = grad.numel() as i64;
+                let all = peers.sum_tensor(Tensor::cat(&[grad, flat_buffers(model)], 0))?;
+                grad = all.narrow(0, 0, len).copy();
+                let buffers = all.narrow(0, len, all.numel() as i64 - len) / peers.world as f64;
+                scatter(model.buffers.values_mut(), &buffers);
+            }
             let norm = f64::try_from(grad.norm())?;
             if !norm.is_finite() {
                 return Ok(norm);

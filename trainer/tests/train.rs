@@ -84,15 +84,178 @@ fn a_resumed_run_is_the_same_run() {
     let dir = tempfile::tempdir().unwrap();
     let data = data_set(&dir.path().join("data"));
     let (whole, halves) = (dir.path().join("whole"), dir.path().join("halves"));
-    assert_done(&fit(&data, &whole, &["--iterations", "12"]));
-    assert_done(&fit(&data, &halves, &["--iterations", "12", "--until", "7"]));
-    assert_done(
-        &program().args(["fit", "--resume", "--threads", "1", "--device", "cpu", "--out"]).arg(&halves).output().unwrap(),
-    );
-    for file in ["checkpoint.safetensors", "weights.safetensors"] {
-        let (a, b) = (std::fs::read(whole.join(file)).unwrap(), std::fs::read(halves.join(file)).unwrap());
-        assert!(a == b, "{file} differs between a run in one piece and one in two");
+    let evaluated = ["--iterations", "12", "--eval-every", "4", "--val", data.to_str().unwrap()];
+    assert_done(&fit(&data, &whole, &evaluated));
+    assert_done(&fit(&data, &halves, &[&evaluated[..], &["--until", "7"]].concat()));
+    assert_done(&resume(&halves).output().unwrap());
+    assert_same(&whole, &halves, &["checkpoint.safetensors", "weights.safetensors", "best.safetensors", "eval.csv"]);
+    // Other labels are not taken for the same data.
+    let annotations = data.join("annotations.json");
+    let text = std::fs::read_to_string(&annotations).unwrap().replacen("\"bbox\":[", "\"bbox\":[1", 1);
+    std::fs::write(&annotations, text).unwrap();
+    let refused = resume(&halves).output().unwrap();
+    assert_eq!(refused.status.code(), Some(2), "{}", stderr(&refused));
+    assert!(stderr(&refused).contains("--other-data"), "{}", stderr(&refused));
+    assert_done(&resume(&halves).arg("--other-data").output().unwrap());
+}
+
+fn resume(run: &Path) -> Command {
+    let mut command = program();
+    command.args(["fit", "--resume", "--threads", "1", "--device", "cpu", "--out"]).arg(run);
+    command
+}
+
+fn assert_same(a: &Path, b: &Path, files: &[&str]) {
+    for file in files {
+        let (a, b) = (std::fs::read(a.join(file)).unwrap(), std::fs::read(b.join(file)).unwrap());
+        assert!(a == b, "{file} differs between a run in one piece and one in several");
     }
+}
+
+/// Killed while it writes a checkpoint at every step, then on a disk that is full: what is left is always good, and in
+/// the end it is the run that nothing happened to.
+#[test]
+fn a_run_survives_kills_and_a_full_disk() {
+    let dir = tempfile::tempdir().unwrap();
+    let data = data_set(&dir.path().join("data"));
+    let (whole, cut) = (dir.path().join("whole"), dir.path().join("cut"));
+    let settings = ["--iterations", "24", "--checkpoint-every", "1"];
+    assert_done(&small_fit(&data, &whole).args(settings).output().unwrap());
+    let checkpoint = cut.join("checkpoint.safetensors");
+    let mut state = 7_u32;
+    for round in 0..5 {
+        let written = || std::fs::metadata(&checkpoint).and_then(|data| data.modified()).ok();
+        let before = written();
+        let mut command = if before.is_some() { resume(&cut) } else { small_fit(&data, &cut) };
+        if before.is_none() {
+            command.args(settings);
+        }
+        let mut child = command.stderr(Stdio::null()).spawn().unwrap();
+        while written() == before && child.try_wait().unwrap().is_none() {
+            std::thread::sleep(std::time::Duration::from_millis(1));
+        }
+        state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
+        std::thread::sleep(std::time::Duration::from_micros(u64::from(state >> 17)));
+        child.kill().unwrap();
+        assert!(!child.wait().unwrap().success() || round > 0, "it ended before it was killed");
+    }
+    let before = std::fs::read(&checkpoint).unwrap();
+    // 128 to 256 KB a file: the curve fits, the checkpoint does not. Without the trap the kernel would kill the process.
+    let resumed = resume(&cut);
+    let mut full = Command::new("sh");
+    full.args(["-c", "trap '' XFSZ; ulimit -f 256; exec \"$@\"", "sh"]).arg(resumed.get_program()).args(resumed.get_args());
+    let full = full.output().unwrap();
+    assert_eq!(full.status.code(), Some(1), "{}", stderr(&full));
+    assert!(stderr(&full).contains("cannot write") && stderr(&full).contains("checkpoint.safetensors"), "{}", stderr(&full));
+    assert!(before == std::fs::read(&checkpoint).unwrap() && !cut.join("checkpoint.partial").exists());
+    assert_done(&resume(&cut).output().unwrap());
+    assert_same(&whole, &cut, &["checkpoint.safetensors", "weights.safetensors"]);
+    let iterations = |run: &Path| -> Vec<String> {
+        let text = std::fs::read_to_string(run.join("curve.csv")).unwrap();
+        text.lines().map(|line| line.split(',').next().unwrap().to_owned()).collect()
+    };
+    assert_eq!(iterations(&whole), iterations(&cut));
+}
+
+/// Means of a column of `curve.csv`, in its order.
+fn column(run: &Path, name: &str) -> Vec<f64> {
+    let text = std::fs::read_to_string(run.join("curve.csv")).unwrap();
+    let place = text.lines().next().unwrap().split(',').position(|column| column == name).unwrap();
+    text.lines().skip(1).map(|line| line.split(',').nth(place).unwrap().parse().unwrap()).collect()
+}
+
+#[test]
+fn a_student_comes_nearer_to_its_teacher() {
+    let dir = tempfile::tempdir().unwrap();
+    let data = data_set(&dir.path().join("data"));
+    let [teacher, whole, halves] = ["teacher", "whole", "halves"].map(|name| dir.path().join(name));
+    assert_done(&small_fit(&data, &teacher).args(["--iterations", "100", "--mosaic", "0", "--lr", "0.02"]).output().unwrap());
+    // Another width: adapters between the pyramids.
+    let student = |out: &Path, extra: &[&str]| {
+        let mut command = program();
+        command.args(["fit", "--backbone", "edgelite", "--width-channels", "8", "--head-depth", "1"]);
+        command.args(["--width", "96", "--height", "64", "--batch", "4", "--threads", "1", "--device", "cpu"]);
+        command.args(["--lr", "0.02", "--iterations", "40", "--mosaic", "0"]).arg("--data").arg(&data).arg("--out").arg(out);
+        command.arg("--teacher").arg(&teacher).args(extra).output().unwrap()
+    };
+    assert_done(&student(&whole, &[]));
+    for part in ["distill_logits", "distill_boxes", "distill_features"] {
+        let losses = column(&whole, part);
+        assert!(losses.len() == 2 && losses[0] > 0.0 && losses[1] < 0.95 * losses[0], "{part}: {losses:?}");
+    }
+    assert_done(&student(&halves, &["--until", "22"]));
+    assert_done(&resume(&halves).output().unwrap());
+    assert_same(&whole, &halves, &["checkpoint.safetensors", "weights.safetensors"]);
+    // What serves distillation only is not in the result.
+    let has_adapters = |file: &str| {
+        let bytes = std::fs::read(whole.join(file)).unwrap();
+        safetensors::SafeTensors::deserialize(&bytes).unwrap().names().iter().any(|name| name.starts_with("distill."))
+    };
+    assert!(has_adapters("checkpoint.safetensors") && !has_adapters("weights.safetensors"));
+    let strange =
+        fit(&data, &dir.path().join("strange"), &["--iterations", "1", "--classes", "red", "--teacher", "/nonexistent"]);
+    assert_eq!(strange.status.code(), Some(2), "{}", stderr(&strange));
+}
+
+/// The same command twice, as `torchrun` would start it.
+fn two_processes(make: impl Fn() -> Command) -> [std::process::Child; 2] {
+    let port = std::net::TcpListener::bind(("127.0.0.1", 0)).unwrap().local_addr().unwrap().port() - 1;
+    ["0", "1"].map(|rank| {
+        let variables = [("WORLD_SIZE", "2"), ("RANK", rank), ("LOCAL_RANK", rank), ("MASTER_ADDR", "127.0.0.1")];
+        make().envs(variables).env("MASTER_PORT", port.to_string()).stderr(Stdio::piped()).spawn().unwrap()
+    })
+}
+
+/// Without batch norm, whose statistics are those of each process's share.
+#[test]
+fn two_processes_are_one_with_the_whole_batch() {
+    let dir = tempfile::tempdir().unwrap();
+    let data = data_set(&dir.path().join("data"));
+    let [settings, one, two, lost] = ["settings", "one", "two", "lost"].map(|name| dir.path().join(name));
+    let plain = ["--backbone-norm", "false", "--head-norm", "group", "--rule", "sgd"];
+    assert_done(&fit(&data, &settings, &[&["--iterations", "8", "--until", "0"][..], &plain].concat()));
+    let text = std::fs::read_to_string(settings.join("fit.toml")).unwrap();
+    assert!(text.contains("pyramid_norm = true"), "{text}");
+    let config = dir.path().join("plain.toml");
+    std::fs::write(&config, text.replace("pyramid_norm = true", "pyramid_norm = false")).unwrap();
+    let start = |out: &Path| {
+        let mut command = program();
+        command.args(["fit", "--threads", "1", "--device", "cpu", "--config"]).arg(&config).arg("--out").arg(out);
+        command
+    };
+    assert_done(&start(&one).output().unwrap());
+    for child in two_processes(|| start(&two)) {
+        assert_done(&child.wait_with_output().unwrap());
+    }
+    let read = |run: &Path| std::fs::read(run.join("weights.safetensors")).unwrap();
+    let (a, b) = (read(&one), read(&two));
+    let [a, b] = [&a, &b].map(|bytes| safetensors::SafeTensors::deserialize(bytes).unwrap());
+    let floats = |tensors: &safetensors::SafeTensors<'_>, name: &str| -> Vec<f32> {
+        tensors.tensor(name).unwrap().data().as_chunks::<4>().0.iter().map(|b| f32::from_le_bytes(*b)).collect()
+    };
+    for name in a.names() {
+        let (a, b) = (floats(&a, name), floats(&b, name));
+        let largest = a.iter().fold(1e-3_f32, |largest, value| largest.max(value.abs()));
+        let apart = a.iter().zip(&b).map(|(x, y)| (x - y).abs()).fold(0.0, f32::max) / largest;
+        assert!(apart <= 1e-4, "{name}: apart by {apart}");
+    }
+    let losses = |run: &Path| column(run, "cls_loss");
+    assert!((losses(&one)[0] - losses(&two)[0]).abs() < 1e-4 * losses(&one)[0], "{:?} {:?}", losses(&one), losses(&two));
+
+    // A process that is killed is named by the other.
+    let [mut zero, mut other] = two_processes(|| {
+        let mut command = small_fit(&data, &lost);
+        command.args(["--iterations", "1000000", "--checkpoint-every", "5"]);
+        command
+    });
+    while !lost.join("checkpoint.safetensors").exists() && zero.try_wait().unwrap().is_none() {
+        std::thread::sleep(std::time::Duration::from_millis(20));
+    }
+    other.kill().unwrap();
+    other.wait().unwrap();
+    let zero = zero.wait_with_output().unwrap();
+    assert_eq!(zero.status.code(), Some(1));
+    assert!(stderr(&zero).contains("lost rank 1 of 2") && stderr(&zero).contains("--resume"), "{}", stderr(&zero));
 }
 
 /// Train, evaluate, export, quantise: the whole way, to a model that finds rectangles.

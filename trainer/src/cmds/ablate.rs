@@ -10,9 +10,10 @@ use crate::config::FitConfig;
 use crate::data::{self, Folder};
 use crate::evaluate::evaluate;
 use crate::figure;
-use crate::fit::{Diverged, Outcome, Resources, fit};
+use crate::fit::{Control, Diverged, Outcome, Resources, fit};
 use crate::model::{Mode, Model};
 use crate::package::write_atomic;
+use crate::peers::Peers;
 use crate::run_dir::RunDir;
 use crate::weights;
 use anyhow::{Context, Result};
@@ -253,7 +254,8 @@ impl Runner {
             config.model.write(&dir.model())?;
             config.write(&dir.config())?;
         }
-        let finished = match fit(&config, dir, dir.checkpoint().exists(), self.resources.clone(), None, &self.stop) {
+        let control = Control { resume: dir.checkpoint().exists(), other_data: false, until: None, stop: &self.stop };
+        let finished = match fit(&config, dir, control, &self.resources, &mut Peers::alone()) {
             Ok(Outcome::Stopped(_)) => return Ok(false),
             Ok(Outcome::Done) => self.measure(&config, dir, details)?,
             Err(error) => match error.downcast_ref::<Diverged>() {
@@ -288,10 +290,12 @@ impl Runner {
     fn iterations_in(&self, minutes: f64, config: &FitConfig, dir: &RunDir) -> Result<usize> {
         let trial = RunDir(dir.0.join("trial"));
         std::fs::create_dir_all(&trial.0)?;
-        fit(config, &trial, false, self.resources.clone(), Some(20.min(config.iterations)), &self.stop)?;
+        let until = Some(20.min(config.iterations));
+        let control = Control { resume: false, other_data: false, until, stop: &self.stop };
+        fit(config, &trial, control, &self.resources, &mut Peers::alone())?;
         let curve = std::fs::read_to_string(trial.curve())?;
         std::fs::remove_dir_all(&trial.0)?;
-        let rate = curve.lines().last().and_then(|line| line.rsplit(',').next()?.parse().ok());
+        let rate = curve.lines().last().and_then(|line| line.split(',').nth(5)?.parse().ok());
         let rate: f64 = rate.context("the curve of the trial has no speed")?;
         Ok(((minutes * 60.0 * rate / config.batch as f64) as usize).max(1))
     }

@@ -3,9 +3,11 @@
 use super::{Request, device};
 use crate::config::FitConfig;
 use crate::data::Folder;
-use crate::fit::{Outcome, Resources, fit};
+use crate::distill::Distill;
+use crate::fit::{Control, Outcome, Resources, fit};
 use crate::loss::{BoxLoss, ClsLoss};
 use crate::optim::{Rule, Schedule};
+use crate::peers::Peers;
 use crate::run_dir::RunDir;
 use crate::spec::{Backbone, ModelSpec, Norm, Pyramid};
 use crate::weights;
@@ -29,6 +31,7 @@ pub(crate) enum Preset {
 #[command(after_help = "Examples:
   fovea-train fit --data mydata/train --val mydata/val --out runs/first --init shufflenetv2-x1.0.safetensors
   fovea-train fit --resume --out runs/first
+  fovea-train fit --data mydata/train --out runs/small --backbone edgelite --teacher runs/first
 
 A data set is a folder with annotations.json (COCO) and images/. Ctrl-C writes a checkpoint and stops; --resume goes on
 from it as if it had never stopped.")]
@@ -39,6 +42,9 @@ pub(crate) struct Args {
     /// Go on from the checkpoint in --out, with the settings written there.
     #[arg(long, conflicts_with = "Settings")]
     resume: bool,
+    /// Go on even if pictures or labels are not those that the run began with.
+    #[arg(long, requires = "resume")]
+    other_data: bool,
     /// Stop after this iteration, as Ctrl-C does.
     #[arg(long)]
     until: Option<usize>,
@@ -60,12 +66,17 @@ pub(crate) struct Settings {
     /// Scored annotations that complete the classes a picture's own labels leave out.
     #[arg(long)]
     pseudo: Option<PathBuf>,
-    /// Settings as a file (fit.toml of another run) instead of flags; --data, --val, --pseudo and --init replace its paths.
+    /// Settings as a file (fit.toml of another run) instead of flags; --data, --val, --pseudo, --init and --teacher replace
+    /// its paths.
     #[arg(long)]
     config: Option<PathBuf>,
     /// Initial weights (safetensors), taken by name.
     #[arg(long)]
     init: Option<PathBuf>,
+    /// A stronger network to learn from beside the labels: the folder of a run or a model with the same anchors. Weights of
+    /// its losses: `distill` in fit.toml.
+    #[arg(long)]
+    teacher: Option<PathBuf>,
     /// Recipe to start from; the flags below change it.
     #[arg(long, value_enum, default_value = "edge", conflicts_with = "config")]
     preset: Preset,
@@ -172,16 +183,22 @@ impl Args {
     /// Trains.
     pub(crate) fn run(self) -> Result<()> {
         let resources = self.machine.resources()?;
+        let mut peers = Peers::meet()?;
         let dir = RunDir(self.out.clone());
         let config = self.config(&dir)?;
         config.check().map_err(|error| Request(format!("{error:#}")))?;
         std::fs::create_dir_all(&dir.0).with_context(|| format!("cannot make the folder {}", dir.0.display()))?;
-        if !self.resume {
+        if config.batch % peers.world != 0 {
+            return Err(Request(format!("batch {} cannot be shared by {} processes", config.batch, peers.world)).into());
+        }
+        if !self.resume && peers.rank == 0 {
             config.write(&dir.config())?;
             config.model.write(&dir.model())?;
         }
         let stop = stop_on_interrupt()?;
-        match fit(&config, &dir, self.resume, resources, self.until, &stop)? {
+        let control = Control { resume: self.resume, other_data: self.other_data, until: self.until, stop: &stop };
+        match fit(&config, &dir, control, &resources, &mut peers)? {
+            _ if peers.rank > 0 => {}
             Outcome::Done => eprintln!("done: {}", dir.weights().display()),
             Outcome::Stopped(at) => {
                 eprintln!("stopped before iteration {at}; go on with: fovea-train fit --resume --out {}", dir.0.display());
@@ -250,6 +267,12 @@ impl Settings {
                     path.clone_from(given);
                 }
             }
+            if let Some(teacher) = &self.teacher {
+                match &mut config.distill {
+                    Some(distill) => distill.teacher.clone_from(teacher),
+                    None => config.distill = Some(Distill::new(teacher.clone())),
+                }
+            }
             return Ok(config);
         }
         let data =
@@ -284,6 +307,7 @@ impl Settings {
         config.val.clone_from(&self.val);
         config.pseudo.clone_from(&self.pseudo);
         config.init.clone_from(&self.init);
+        config.distill = self.teacher.clone().map(Distill::new);
         set(&mut config.iterations, self.iterations);
         set(&mut config.batch, self.batch);
         set(&mut config.lr, self.lr);

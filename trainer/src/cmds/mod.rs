@@ -2,6 +2,9 @@
 
 #[cfg(feature = "train")]
 mod ablate;
+mod average;
+#[cfg(feature = "train")]
+mod bench;
 mod data;
 #[cfg(feature = "train")]
 mod eval;
@@ -30,12 +33,17 @@ pub(crate) enum Command {
     /// Train a network.
     #[cfg(feature = "train")]
     Fit(Box<fit::Args>),
+    /// Measure the speed of a training step and of the batches.
+    #[cfg(feature = "train")]
+    Bench(bench::Args),
     /// Measure a run's averaged weights on a labelled data set.
     #[cfg(feature = "train")]
     Eval(eval::Args),
     /// Compare variants of a recipe, over seeds, as the paper's Table 1 does.
     #[cfg(feature = "train")]
     Ablate(Box<ablate::Args>),
+    /// Average the weights of several runs of one network.
+    Average(average::Args),
     /// Write a run's averaged weights as a float ONNX model.
     Export(export::Args),
     /// Write a run's averaged weights as an int8 model, measured against float.
@@ -63,6 +71,9 @@ impl Command {
             Self::Eval(args) => args.run(),
             #[cfg(feature = "train")]
             Self::Ablate(args) => args.run(),
+            #[cfg(feature = "train")]
+            Self::Bench(args) => args.run(),
+            Self::Average(args) => args.run(),
             Self::Export(args) => args.run(),
             Self::Quantize(args) => args.run(),
             Self::PseudoLabel(args) => args.run(),
@@ -80,9 +91,9 @@ pub(crate) fn device(name: &str, threads: Option<usize>) -> Result<tch::Device> 
         tch::set_num_threads(i32::try_from(threads).unwrap_or(i32::MAX));
     }
     match name {
-        "auto" if has_cuda => Ok(tch::Device::Cuda(0)),
+        "auto" if has_cuda => Ok(tch::Device::Cuda(crate::peers::local_rank()?)),
         "auto" | "cpu" => Ok(tch::Device::Cpu),
-        "cuda" if has_cuda => Ok(tch::Device::Cuda(0)),
+        "cuda" if has_cuda => Ok(tch::Device::Cuda(crate::peers::local_rank()?)),
         "cuda" => Err(Request(
             "--device cuda: no CUDA device; put the folder lib/ of a CUDA build of PyTorch 2.11 on LD_LIBRARY_PATH, or use --device cpu".into(),
         )

@@ -10,7 +10,7 @@ CARGO_RUN := cargo run --quiet --release --locked -p fovea --
 TEST_SOURCE := test://?frames=300
 
 .DEFAULT_GOAL := help
-.PHONY: help run test bench train-libtorch build setup clean
+.PHONY: help run test bench models-eval train-libtorch build setup clean
 
 help: ## Show this list
 	@echo 'fovea: object detection on video, on small computers'
@@ -31,6 +31,11 @@ bench: build ## Speed of the kernels and of the pipeline without a screen
 	@cargo bench --quiet --locked -p fovea
 	@if video=$$(scripts/street-video); then source=$$video; else source='$(TEST_SOURCE)'; fi; \
 	$(CARGO_RUN) bench --source "$$source" --model models/default --pace max
+
+models-eval: setup ## Figures of every shipped model, float and int8, and on worse pictures: DATA=FOLDER (annotations.json, images/)
+	@[ -n "$(DATA)" ] || { echo 'make models-eval: which data? DATA=FOLDER with annotations.json and images/' >&2; exit 2; }
+	@cargo run --quiet --release --locked -p fovea-train -- card --robustness --data "$(DATA)" \
+	    $(filter-out models/default,$(patsubst %/manifest.toml,%,$(wildcard models/*/manifest.toml)))
 
 train-libtorch: setup ## Fetch libtorch (540 MB) and build the trainer; then: scripts/fovea-train --help
 	@scripts/setup --train

@@ -6,7 +6,7 @@ use super::postprocess_args::PostprocessArgs;
 use super::view_args::ViewArgs;
 use fovea::eval::EvalReport;
 use fovea::frame::View;
-use fovea::images::ImageError;
+use fovea::images::{Degradation, ImageError};
 use fovea::pipeline::clock::Stopwatch;
 use fovea::pipeline::evaluate::{EvaluateError, EvaluateOptions, evaluate};
 use fovea::pipeline::ports::DetectError;
@@ -43,6 +43,9 @@ pub(crate) struct Args {
     /// Accept a network that runs in float.
     #[arg(long)]
     allow_float: bool,
+    /// Make every picture worse first: night, blur, rain, jpeg30 or half (docs/training.md has the formulas).
+    #[arg(long, value_name = "KIND", value_parser = degradation)]
+    degrade: Option<Degradation>,
     #[command(flatten)]
     view: ViewArgs,
     #[command(flatten)]
@@ -56,6 +59,7 @@ impl Args {
             threads: self.threads,
             limit: self.limit,
             allow_float: self.allow_float,
+            degrade: self.degrade,
             view: self.view.over(View::default()),
             postprocess: self.postprocess.over(PostprocessOptions::default()),
         };
@@ -79,6 +83,12 @@ impl Args {
         eprintln!("{} pictures in {:.1} s", report.images, stopwatch.lap().as_secs_f64());
         write_report(json, &report, &table(&report))
     }
+}
+
+fn degradation(name: &str) -> Result<Degradation, String> {
+    let names = Degradation::ALL.map(|(name, _)| name);
+    let found = Degradation::ALL.into_iter().find(|(known, _)| *known == name);
+    found.map(|(_, kind)| kind).ok_or_else(|| format!("expected one of {}", names.join(", ")))
 }
 
 /// What cannot be opened is a wrong request; what is damaged or breaks on the way is a failure.

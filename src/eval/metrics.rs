@@ -210,6 +210,20 @@ impl CocoEvaluator {
         }
     }
 
+    /// The detections as they were matched, for metrics of resampled pictures.
+    #[must_use]
+    pub fn resampling(&self) -> Resampling {
+        let thresholds = iou_thresholds();
+        let class = |cells: &Vec<Option<Cell>>| {
+            let (images, overlaps): (Vec<usize>, Vec<ImageOverlaps<'_>>) =
+                cells.iter().enumerate().filter_map(|(idx, cell)| Some((idx, ImageOverlaps::of(cell.as_ref()?)?))).unzip();
+            let matches = Matches::of(&overlaps, ALL, &thresholds);
+            let n_boxes = |image: &ImageOverlaps<'_>| image.truths.iter().filter(|truth| !truth.is_crowd).count();
+            ResampledClass { n_boxes: images.iter().copied().zip(overlaps.iter().map(n_boxes)).collect(), images, matches }
+        };
+        Resampling { classes: self.cells.iter().map(class).collect() }
+    }
+
     /// Id and name of every class, in the order of the data set.
     #[must_use]
     pub fn categories(&self) -> &[(u32, String)] {
@@ -220,6 +234,40 @@ impl CocoEvaluator {
     #[must_use]
     pub fn best_f1_thresholds(&self) -> Vec<F1Threshold> {
         self.categories.iter().zip(&self.cells).filter_map(|((id, _), cells)| best_f1(*id, cells)).collect()
+    }
+}
+
+/// AP of pictures drawn with replacement: how far the metrics of a data set of this size can be trusted. Matching is within a
+/// picture, so it is done once.
+#[derive(Debug)]
+pub struct Resampling {
+    classes: Vec<ResampledClass>,
+}
+
+#[derive(Debug)]
+struct ResampledClass {
+    /// Pictures in the order of `Matches::image_of`.
+    images: Vec<usize>,
+    /// Picture and its boxes that count.
+    n_boxes: Vec<(usize, usize)>,
+    matches: Matches,
+}
+
+impl Resampling {
+    /// AP over IoU 0.50 to 0.95 of every class, in the order of the data set, where picture `i` (in the order of ids) is
+    /// there `n_times[i]` times.
+    ///
+    /// # Panics
+    /// If `n_times` is shorter than the data set.
+    #[must_use]
+    pub fn ap(&self, n_times: &[usize]) -> Vec<Option<f64>> {
+        let of_class = |class: &ResampledClass| {
+            let n_positives = class.n_boxes.iter().map(|&(image, boxes)| n_times[image] * boxes).sum::<usize>();
+            let times: Vec<usize> = class.matches.image_of.iter().map(|&place| n_times[class.images[place]]).collect();
+            let by_iou = class.matches.outcomes.iter().map(|outcomes| interpolated_precision(outcomes, &times, n_positives));
+            (n_positives > 0).then(|| mean_of(by_iou)).flatten()
+        };
+        self.classes.iter().map(of_class).collect()
     }
 }
 
@@ -276,8 +324,11 @@ enum Outcome {
 }
 
 /// All detections of one class, best first, with their outcome by IoU threshold.
+#[derive(Debug)]
 struct Matches {
     scores: Vec<f64>,
+    /// `[detection]`: place of its picture.
+    image_of: Vec<usize>,
     /// `[threshold][detection]`.
     outcomes: Vec<Vec<Outcome>>,
     n_positives: usize,
@@ -285,16 +336,17 @@ struct Matches {
 
 impl Matches {
     fn of(images: &[ImageOverlaps<'_>], range: AreaRange, thresholds: &[f64]) -> Self {
-        let mut scores = Vec::new();
+        let (mut scores, mut image_of) = (Vec::new(), Vec::new());
         let mut outcomes = vec![Vec::new(); thresholds.len()];
         let mut n_positives = 0;
-        for image in images {
+        for (place, image) in images.iter().enumerate() {
             let is_ignored: Vec<bool> = image.truths.iter().map(|truth| truth.is_crowd || range.excludes(truth.area)).collect();
             // Boxes that count come first.
             let mut order: Vec<usize> = (0..image.truths.len()).collect();
             order.sort_by_key(|&truth| is_ignored[truth]);
             n_positives += is_ignored.iter().filter(|&&ignored| !ignored).count();
             scores.extend(image.detections.iter().map(|detection| detection.score));
+            image_of.resize(scores.len(), place);
             for (outcomes, &threshold) in outcomes.iter_mut().zip(thresholds) {
                 match_image(image, &order, &is_ignored, range, threshold, outcomes);
             }
@@ -302,7 +354,8 @@ impl Matches {
         let mut rank: Vec<usize> = (0..scores.len()).collect();
         rank.sort_by(|&a, &b| best_first(scores[a], scores[b]));
         let outcomes = outcomes.into_iter().map(|by_image| rank.iter().map(|&idx| by_image[idx]).collect()).collect();
-        Self { scores: rank.iter().map(|&idx| scores[idx]).collect(), outcomes, n_positives }
+        let image_of = rank.iter().map(|&idx| image_of[idx]).collect();
+        Self { scores: rank.iter().map(|&idx| scores[idx]).collect(), image_of, outcomes, n_positives }
     }
 
     fn average_precision(&self) -> Option<[f64; N_THRESHOLDS]> {
@@ -310,8 +363,9 @@ impl Matches {
             return None;
         }
         let mut by_iou = [0.0; N_THRESHOLDS];
+        let once = vec![1; self.scores.len()];
         for (ap, outcomes) in by_iou.iter_mut().zip(&self.outcomes) {
-            *ap = interpolated_precision(outcomes, self.n_positives);
+            *ap = interpolated_precision(outcomes, &once, self.n_positives);
         }
         Some(by_iou)
     }
@@ -357,16 +411,16 @@ fn match_image(
     }
 }
 
-/// Mean over 101 recalls of the best precision at that recall or beyond.
+/// Mean over 101 recalls of the best precision at that recall or beyond; a detection counts `n_times` times.
 #[expect(clippy::cast_precision_loss, reason = "counts are far below 2^53")]
-fn interpolated_precision(outcomes: &[Outcome], n_positives: usize) -> f64 {
+fn interpolated_precision(outcomes: &[Outcome], n_times: &[usize], n_positives: usize) -> f64 {
     let (mut n_true, mut n_false) = (0usize, 0usize);
     let mut recalls = Vec::with_capacity(outcomes.len());
     let mut precisions = Vec::with_capacity(outcomes.len());
-    for outcome in outcomes {
+    for (outcome, n_times) in outcomes.iter().zip(n_times) {
         match outcome {
-            Outcome::True => n_true += 1,
-            Outcome::False => n_false += 1,
+            Outcome::True => n_true += n_times,
+            Outcome::False => n_false += n_times,
             Outcome::Ignored => {}
         }
         recalls.push(n_true as f64 / n_positives as f64);
@@ -456,4 +510,53 @@ fn recall_thresholds() -> impl Iterator<Item = f64> {
 fn mean_of(values: impl Iterator<Item = f64>) -> Option<f64> {
     let (sum, n) = values.fold((0.0, 0usize), |(sum, n), value| (sum + value, n + 1));
     (n > 0).then(|| sum / n as f64)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Resampled AP is that of a data set in which the drawn pictures stand as often as they were drawn.
+    #[test]
+    fn a_picture_drawn_twice_counts_as_two() {
+        // Picture, class, score, shift: some detections are exact, some off, some of nothing.
+        let found =
+            [(0, 1, 0.9, 0.0), (0, 1, 0.3, 50.0), (1, 1, 0.8, 2.0), (1, 2, 0.7, 0.0), (2, 2, 0.6, 4.0), (3, 1, 0.95, 60.0)];
+        let evaluator = |n_times: &[usize]| {
+            let copies =
+                || n_times.iter().zip(0_u64..).flat_map(|(&n, image)| (0..n as u64).map(move |copy| (image, 10 * image + copy)));
+            let mut dataset = CocoDataset::default();
+            for id in [1, 2] {
+                dataset.categories.push(super::super::CocoCategory { id, name: id.to_string() });
+            }
+            for (image, id) in copies() {
+                dataset.images.push(super::super::CocoImage { id, ..Default::default() });
+                for category_id in [1, 2].into_iter().filter(|class| image > 0 || *class == 1) {
+                    let bbox = [5.0, 5.0, 20.0, 20.0];
+                    dataset.annotations.push(super::super::CocoAnnotation {
+                        image_id: id,
+                        category_id,
+                        bbox,
+                        ..Default::default()
+                    });
+                }
+            }
+            let mut evaluator = CocoEvaluator::new(&dataset);
+            for (image, id) in copies() {
+                for (_, class, score, shift) in found.iter().filter(|found| found.0 == image) {
+                    evaluator.add(id, &[(*class, *score, [5.0 + shift, 5.0, 20.0, 20.0])]).expect("a known picture");
+                }
+            }
+            evaluator
+        };
+        let resampling = evaluator(&[1; 5]).resampling();
+        for n_times in [[1, 1, 1, 1, 1], [2, 0, 1, 1, 1], [0, 3, 0, 2, 0], [1, 0, 0, 0, 4], [5, 0, 0, 0, 0]] {
+            let report = evaluator(&n_times).summarize();
+            let got = resampling.ap(&n_times);
+            for ((name, class), got) in report.per_class.iter().zip(got) {
+                let difference = class.ap.zip(got).map_or(0.0, |(wanted, got)| (wanted - got).abs());
+                assert!(class.ap.is_some() == got.is_some() && difference < 1e-12, "{n_times:?} class {name}: {class:?} {got:?}");
+            }
+        }
+    }
 }

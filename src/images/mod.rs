@@ -1,5 +1,9 @@
 //! Picture files: PNG, JPEG and WebP as RGB, decoded by one library so that every machine sees the same bits.
 
+mod degrade;
+
+pub use degrade::Degradation;
+
 use crate::frame::{MAX_SIDE, PictureRef};
 use image::{DynamicImage, ImageDecoder, ImageReader, Limits};
 use std::io;

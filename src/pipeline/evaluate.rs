@@ -8,7 +8,7 @@ use super::ports::{Detect, DetectError};
 use crate::detection::Detection;
 use crate::eval::{CocoDataset, CocoError, CocoEvaluator, CocoImage, EvalError};
 use crate::frame::View;
-use crate::images::{self, ImageError};
+use crate::images::{self, Degradation, ImageError, RgbPicture};
 use crate::postprocess::PostprocessOptions;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -22,6 +22,8 @@ pub struct EvaluateOptions {
     pub limit: Option<usize>,
     /// Accept a network that runs in float.
     pub allow_float: bool,
+    /// What is done to every picture first.
+    pub degrade: Option<Degradation>,
     /// What of a picture is looked at; labels outside of it count as missed.
     pub view: View,
     /// What is asked of postprocessing instead of what the manifest says; its `score_threshold` holds if none is asked for.
@@ -141,7 +143,7 @@ pub fn evaluate(
     }
     let images_dir = data_dir.join("images");
     let mut evaluator = CocoEvaluator::new(&dataset);
-    for (image_idx, scored) in detect_all(detectors, &dataset.images, &images_dir, &categories, progress)? {
+    for (image_idx, scored) in detect_all(detectors, &dataset.images, &images_dir, options.degrade, &categories, progress)? {
         evaluator.add(dataset.images[image_idx].id, &scored)?;
     }
     Ok(Evaluation {
@@ -156,6 +158,7 @@ fn detect_all(
     detectors: Vec<Detector>,
     images: &[CocoImage],
     images_dir: &Path,
+    degrade: Option<Degradation>,
     categories: &[Option<u32>],
     progress: &(dyn Fn(usize, usize) + Sync),
 ) -> Result<Vec<(usize, Scored)>, EvaluateError> {
@@ -168,7 +171,7 @@ fn detect_all(
             let image_idx = next.fetch_add(1, Ordering::Relaxed);
             let Some(image) = images.get(image_idx) else { break };
             let path = images_dir.join(&image.file_name);
-            let found = images::open(&path).map_err(EvaluateError::from).and_then(|picture| {
+            let found = open(&path, degrade).map_err(EvaluateError::from).and_then(|picture| {
                 let found = detector.detect(&picture.as_picture(), &mut detections);
                 found.map_err(|source| EvaluateError::Detect { path, source })
             });
@@ -192,6 +195,12 @@ fn detect_all(
     }
     all.sort_unstable_by_key(|(image_idx, _)| *image_idx);
     Ok(all)
+}
+
+fn open(path: &Path, degrade: Option<Degradation>) -> Result<RgbPicture, ImageError> {
+    let picture = images::open(path)?;
+    let Some(degradation) = degrade else { return Ok(picture) };
+    degradation.apply(&picture).map_err(|reason| ImageError::Decode { path: path.to_owned(), reason })
 }
 
 fn scored(detections: &[Detection], categories: &[Option<u32>]) -> Scored {

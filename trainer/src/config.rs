@@ -2,6 +2,7 @@
 
 use crate::augment::Augmentation;
 use crate::data::ScoreBands;
+use crate::run_dir::RunDir;
 use crate::spec::ModelSpec;
 use crate::targets::MatchParams;
 use anyhow::{Context, Result, bail};
@@ -28,6 +29,8 @@ pub(crate) struct FitConfig {
     pub(crate) val: Option<PathBuf>,
     /// Initial weights (safetensors); arrays are taken by name.
     pub(crate) init: Option<PathBuf>,
+    /// The float run that training with quantisation starts from.
+    pub(crate) qat: Option<PathBuf>,
     /// Pictures a step.
     pub(crate) batch: usize,
     /// Steps.
@@ -91,6 +94,7 @@ impl FitConfig {
             pseudo: None,
             val: None,
             init: None,
+            qat: None,
             batch: 16,
             iterations: 6000,
             rule: Rule::AdamW,
@@ -142,6 +146,26 @@ impl FitConfig {
             mosaic_off: 0.0,
             ..Self::edge(data, model)
         }
+    }
+
+    /// Training with quantisation, from the settings of the float `run`: short, at a twentieth of its learning rate.
+    pub(crate) fn quantized(run: &RunDir) -> Result<Self> {
+        let float = Self::read(&run.config())?;
+        let model = ModelSpec::read(&run.model())?;
+        if model.quantized {
+            bail!("{} was trained with quantisation already; go on with it, or name its float run", run.0.display());
+        }
+        Ok(Self {
+            qat: Some(run.0.clone()),
+            init: None,
+            iterations: 500,
+            lr: float.lr / 20.0,
+            warmup: 50,
+            leak_share: 0.0,
+            ema: 0.99,
+            model: ModelSpec { quantized: true, ..model },
+            ..float
+        })
     }
 
     /// Checks the values that cannot be.

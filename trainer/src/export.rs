@@ -29,7 +29,12 @@ pub(crate) struct Quantization {
     pub(crate) activations: Vec<QuantParams>,
     /// By name of the convolution.
     pub(crate) convs: BTreeMap<String, QuantConv>,
+    /// Real biases by name of the convolution.
+    pub(crate) biases: BTreeMap<String, Vec<f32>>,
 }
+
+/// Parameters of activations that are quantised in a network that computes in float.
+pub(crate) type Fake = BTreeMap<ValueId, QuantParams>;
 
 /// The network in float. `taps` are given as outputs besides the heads.
 pub(crate) fn float_model(graph: &Graph, spec: &ModelSpec, folded: &Folded, taps: &[ValueId]) -> ModelProto {
@@ -38,9 +43,18 @@ pub(crate) fn float_model(graph: &Graph, spec: &ModelSpec, folded: &Folded, taps
     writer.finish(taps)
 }
 
+/// The network in float, with the activations of `fake` quantised and dequantised where they are made: what these alone
+/// cost. It is for the graph engine's float operators.
+pub(crate) fn fake_model(graph: &Graph, spec: &ModelSpec, folded: &Folded, fake: &Fake) -> ModelProto {
+    let mut writer = Writer { fake: Some(fake), ..Writer::new(graph, spec, folded, None) };
+    writer.nodes();
+    writer.finish(&[])
+}
+
 /// The network in QDQ form.
-pub(crate) fn quantized_model(graph: &Graph, spec: &ModelSpec, folded: &Folded, quantization: &Quantization) -> ModelProto {
-    let mut writer = Writer::new(graph, spec, folded, Some(quantization));
+pub(crate) fn quantized_model(graph: &Graph, spec: &ModelSpec, quantization: &Quantization) -> ModelProto {
+    let folded = Folded::new();
+    let mut writer = Writer::new(graph, spec, &folded, Some(quantization));
     writer.nodes();
     writer.finish(&[])
 }
@@ -50,13 +64,14 @@ struct Writer<'a> {
     spec: &'a ModelSpec,
     folded: &'a Folded,
     quantization: Option<&'a Quantization>,
+    fake: Option<&'a Fake>,
     out: GraphProto,
 }
 
 impl<'a> Writer<'a> {
     fn new(graph: &'a Graph, spec: &'a ModelSpec, folded: &'a Folded, quantization: Option<&'a Quantization>) -> Self {
         let out = GraphProto { name: "retinanet".into(), ..GraphProto::default() };
-        Self { graph, spec, folded, quantization, out }
+        Self { graph, spec, folded, quantization, fake: None, out }
     }
 
     fn finish(mut self, taps: &[ValueId]) -> ModelProto {
@@ -144,19 +159,21 @@ impl<'a> Writer<'a> {
     /// Name under which a node writes a value: with quantisation the value itself comes behind it.
     fn write(&self, id: ValueId) -> String {
         let name = &self.graph.values[id].name;
-        if self.quantization.is_none() { name.clone() } else { format!("{name}.f") }
+        let is_quantized = self.quantization.is_some() || self.fake.is_some_and(|fake| fake.contains_key(&id));
+        if is_quantized { format!("{name}.f") } else { name.clone() }
     }
 
     /// `QuantizeLinear` and `DequantizeLinear` behind `float`, which holds value `id`. Heads keep their name for what
     /// comes out of the network.
     fn quantize_value(&mut self, id: ValueId, float: &str, suffix: Option<&str>) {
-        let Some(quantization) = self.quantization else { return };
+        let of_fake = self.fake.filter(|_| suffix.is_none()).and_then(|fake| fake.get(&id));
+        let Some(params) = self.quantization.map(|of| of.activations[id]).or(of_fake.copied()) else { return };
         let name = format!("{}{}", self.graph.values[id].name, suffix.unwrap_or(""));
-        let params = quantization.activations[id];
         let scale = self.floats(format!("{name}.scale"), &[], &[params.scale]);
         let zero_point = self.tensor(format!("{name}.zp"), &[], DataType::Uint8, vec![params.zero_point]);
         let is_head = suffix.is_none() && self.graph.levels.iter().any(|&(cls, bbox)| id == cls || id == bbox);
-        let (q, dq) = (format!("{name}.q"), if is_head { name } else { format!("{name}.dq") });
+        let keeps_name = is_head || self.fake.is_some();
+        let (q, dq) = (format!("{name}.q"), if keeps_name { name } else { format!("{name}.dq") });
         self.node("QuantizeLinear", vec![float.into(), scale.clone(), zero_point.clone()], vec![q.clone()], Vec::new());
         self.node("DequantizeLinear", vec![q, scale, zero_point], vec![dq], Vec::new());
     }
@@ -212,7 +229,7 @@ impl<'a> Writer<'a> {
         let Some(quantization) = self.quantization else { return String::new() };
         let input_scale = quantization.activations[input].scale;
         let scales: Vec<f32> = quantization.convs[&conv.name].scales.iter().map(|scale| input_scale * scale).collect();
-        let steps = self.folded[&conv.name].bias.iter().zip(&scales);
+        let steps = quantization.biases[&conv.name].iter().zip(&scales);
         let raw = steps
             .flat_map(|(bias, scale)| ((f64::from(*bias) / f64::from(*scale)).round_ties_even() as i32).to_le_bytes())
             .collect();

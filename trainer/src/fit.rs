@@ -198,7 +198,9 @@ impl<'a> Run<'a> {
         tch::manual_seed(i64::try_from(config.seed).unwrap_or(0));
         let spec = &config.model;
         let mut model = Model::new(spec, config.prior, config.seed, resources.device);
-        if with_init && let Some(path) = &config.init {
+        if let Some(run) = config.qat.as_ref().filter(|_| with_init) {
+            crate::qat::start(&mut model, spec, run, &Folder::open(&config.data)?, config.seed)?;
+        } else if with_init && let Some(path) = &config.init {
             let loaded = model.load_matching(&weights::read_initial(path)?).with_context(|| path.display().to_string())?;
             eprintln!(
                 "{}: {} arrays taken; {} of the network are not in it and {} have another shape there: these start at random",

@@ -18,6 +18,13 @@ pub(crate) struct FoldedConv {
     pub(crate) bias: Vec<f32>,
 }
 
+impl FoldedConv {
+    /// The weights of each output channel.
+    pub(crate) fn rows(&self) -> std::slice::ChunksExact<'_, f32> {
+        self.weights.chunks_exact((self.weights.len() / self.bias.len()).max(1))
+    }
+}
+
 /// By name of the convolution.
 pub(crate) type Folded = BTreeMap<String, FoldedConv>;
 

@@ -119,6 +119,13 @@ impl Graph {
             graph.values[bbox].name = format!("box_p{p}");
             graph.levels.push((cls, bbox));
         }
+        if spec.quantized {
+            for node in &mut graph.nodes {
+                if let Op::Conv(conv) = &mut node.op {
+                    conv.norm = Norm::None;
+                }
+            }
+        }
         graph
     }
 

@@ -30,6 +30,7 @@ mod data;
 mod degrade;
 #[cfg(feature = "train")]
 mod distill;
+mod equalize;
 #[cfg(feature = "train")]
 mod evaluate;
 mod export;
@@ -39,12 +40,14 @@ mod figure;
 mod fit;
 mod fold;
 mod fusion;
+mod gate;
 mod graph;
 mod import;
 #[cfg(feature = "train")]
 mod loss;
 #[cfg(feature = "train")]
 mod model;
+mod noise;
 #[cfg(feature = "train")]
 mod optim;
 mod package;
@@ -53,6 +56,8 @@ mod peers;
 mod pickle;
 #[cfg(feature = "train")]
 mod progress;
+#[cfg(feature = "train")]
+mod qat;
 mod quantize;
 mod run_dir;
 mod spec;

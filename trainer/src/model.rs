@@ -6,9 +6,11 @@
 
 use crate::fold::NORM_EPS;
 use crate::graph::{Activation, Conv, Graph, Op, ValueId};
+use crate::quantize::{ACTIVATIONS, activations_of};
 use crate::spec::{ModelSpec, Norm, Pixels};
 use crate::weights::{Array, Weights};
 use anyhow::{Result, bail};
+use fovea::quant::QuantParams;
 use rand::{RngExt, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 use std::collections::BTreeMap;
@@ -71,6 +73,8 @@ pub(crate) struct Model {
     pub(crate) params: BTreeMap<String, Param>,
     /// Running means and variances, by name.
     pub(crate) buffers: BTreeMap<String, Tensor>,
+    /// Parameters of every value of a network that computes as the integer kernels do; empty for one in float.
+    pub(crate) activations: Vec<QuantParams>,
     device: Device,
 }
 
@@ -121,7 +125,17 @@ impl Model {
                 add(format!("{}.bias", conv.name), Tensor::full([channels], bias, (Kind::Float, Device::Cpu)), false);
             }
         }
-        Self { graph, params, buffers, device }
+        let mut activations = Vec::new();
+        if spec.quantized {
+            // Until scales are loaded.
+            let n = graph.values.len();
+            activations = vec![QuantParams { scale: 1.0, zero_point: 0 }; n];
+            buffers.insert(ACTIVATIONS.into(), Tensor::ones([n as i64, 2], (Kind::Float, device)));
+            for conv in graph.convs() {
+                buffers.insert(format!("{}.scale", conv.name), Tensor::ones([conv.c_out as i64], (Kind::Float, device)));
+            }
+        }
+        Self { graph, params, buffers, activations, device }
     }
 
     /// Where the parameters are.
@@ -141,6 +155,9 @@ impl Model {
                 loaded.missing,
                 loaded.other_shape
             );
+        }
+        if let Some(scales) = weights.get(ACTIVATIONS).filter(|_| !self.activations.is_empty()) {
+            self.activations = activations_of(scales, &self.graph)?;
         }
         Ok(())
     }
@@ -185,6 +202,11 @@ impl Model {
 
     /// As [`Self::forward`], with the activations `taps` beside the heads.
     pub(crate) fn forward_tapped(&self, images: &Tensor, mode: Mode, taps: &[ValueId]) -> (Vec<LevelOutput>, Vec<Tensor>) {
+        if self.activations.is_empty() { self.forward_float(images, mode, taps) } else { self.forward_quantized(images, taps) }
+    }
+
+    /// The same in float, of a network trained with quantisation as well.
+    pub(crate) fn forward_float(&self, images: &Tensor, mode: Mode, taps: &[ValueId]) -> (Vec<LevelOutput>, Vec<Tensor>) {
         let mut values: Vec<Option<Tensor>> = (0..self.graph.values.len()).map(|_| None).collect();
         // A permuted view of NHWC bytes is an NCHW tensor in channels-last order; the conversion keeps that order.
         values[0] = Some(input(&images.permute([0, 3, 1, 2]), self.graph.pixels, mode.kind));
@@ -211,7 +233,7 @@ impl Model {
     }
 
     /// For each value the last step that reads it; the heads and `taps` are never done with.
-    fn last_uses(&self, taps: &[ValueId]) -> Vec<usize> {
+    pub(crate) fn last_uses(&self, taps: &[ValueId]) -> Vec<usize> {
         let mut last = vec![usize::MAX; self.graph.values.len()];
         for (step, node) in self.graph.nodes.iter().enumerate() {
             node.inputs.iter().for_each(|&id| last[id] = step);
@@ -258,7 +280,7 @@ impl Model {
 }
 
 /// `[N, 3, H, W]` bytes as the network's input.
-fn input(bytes: &Tensor, pixels: Pixels, kind: Kind) -> Tensor {
+pub(crate) fn input(bytes: &Tensor, pixels: Pixels, kind: Kind) -> Tensor {
     if pixels == Pixels::default() {
         return bytes.to_kind(kind) / 255.0;
     }
@@ -271,7 +293,7 @@ fn norm_groups(channels: usize) -> i64 {
     (1 << channels.trailing_zeros().min(5)) as i64
 }
 
-fn value(values: &[Option<Tensor>], id: ValueId) -> &Tensor {
+pub(crate) fn value(values: &[Option<Tensor>], id: ValueId) -> &Tensor {
     values[id].as_ref().expect("nodes are in execution order")
 }
 
@@ -312,7 +334,7 @@ fn activate(x: &Tensor, activation: Activation, mode: Mode) -> Tensor {
     }
 }
 
-fn simple(op: &Op, inputs: &[Tensor], mode: Mode) -> Tensor {
+pub(crate) fn simple(op: &Op, inputs: &[Tensor], mode: Mode) -> Tensor {
     let x = &inputs[0];
     match op {
         Op::Conv(_) => unreachable!("done by the model"),

@@ -2,12 +2,10 @@
 
 use crate::spec::{ModelSpec, Pixels};
 use anyhow::{Context, Result};
-use fovea::eval::EvalReport;
 use fovea::frame::PictureRef;
 use fovea::pipeline::detector::{Detector, DetectorOptions, hex};
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
-use std::fmt::Write as _;
 use std::fs::File;
 use std::io::Write as _;
 use std::path::Path;
@@ -76,20 +74,4 @@ pub(crate) fn golden(model_dir: &Path, spec: &ModelSpec, network: &[u8]) -> Resu
         network_sha256: hex(&Sha256::digest(network)),
         heads_sha256: hex(&digest.finalize()),
     })
-}
-
-/// Float and int8 side by side: Markdown, percent.
-pub(crate) fn comparison(float: &EvalReport, int8: &EvalReport) -> String {
-    let percent = |value: Option<f64>| value.map_or("-".to_owned(), |v| format!("{:.1}", 100.0 * v));
-    let mut table = String::from("| class | boxes | AP float | AP int8 | AP50 float | AP50 int8 |\n|---|---|---|---|---|---|\n");
-    let boxes: usize = float.per_class.iter().map(|(_, class)| class.boxes).sum();
-    let mut row = |name: &str, boxes: usize, values: [Option<f64>; 4]| {
-        let [a, b, c, d] = values.map(percent);
-        let _ = writeln!(table, "| {name} | {boxes} | {a} | {b} | {c} | {d} |");
-    };
-    row("**mean**", boxes, [float.ap, int8.ap, float.ap50, int8.ap50]);
-    for ((name, float), (_, int8)) in float.per_class.iter().zip(&int8.per_class) {
-        row(name, float.boxes, [float.ap, int8.ap, float.ap50, int8.ap50]);
-    }
-    table
 }

@@ -1,9 +1,50 @@
-//! Weights as `i8`, one scale for each output channel.
+//! Weights as `i8`, one scale for each output channel; scales that training with quantisation keeps in the weights file.
 
-use crate::export::QuantConv;
-use crate::fold::Folded;
+use crate::export::{QuantConv, Quantization};
+use crate::fold::{Folded, FoldedConv};
 use crate::graph::Graph;
+use crate::weights::{Array, Weights};
+use anyhow::{Context, Result, bail};
+use fovea::quant::QuantParams;
 use std::collections::BTreeMap;
+
+/// Name of the array `[values, 2]` of scales and zero points; `<conv>.scale` are the scales of weights.
+pub(crate) const ACTIVATIONS: &str = "activations";
+
+/// The quantisation that a network was trained with.
+///
+/// # Errors
+/// A missing array, one of another length, or a scale that is none.
+pub(crate) fn stored(graph: &Graph, folded: &Folded, weights: &Weights) -> Result<Quantization> {
+    let get = |name: &str| weights.get(name).with_context(|| format!("the weights have no `{name}`"));
+    let activations = activations_of(get(ACTIVATIONS)?, graph)?;
+    let mut convs = BTreeMap::new();
+    for conv in graph.convs() {
+        let name = format!("{}.scale", conv.name);
+        let scales = get(&name)?.data.clone();
+        if scales.len() != conv.c_out || scales.iter().any(|scale| !(scale.is_normal() && *scale > 0.0)) {
+            bail!("`{name}` does not hold {} scales above 0", conv.c_out);
+        }
+        let rows = folded[&conv.name].rows().zip(&scales);
+        let weights = rows.flat_map(|(row, &scale)| row.iter().map(move |&w| quantize(w, scale))).collect();
+        convs.insert(conv.name.clone(), QuantConv { weights, scales });
+    }
+    let biases = folded.iter().map(|(name, conv)| (name.clone(), conv.bias.clone())).collect();
+    Ok(Quantization { activations, convs, biases })
+}
+
+/// Parameters of every value from the array [`ACTIVATIONS`].
+pub(crate) fn activations_of(array: &Array, graph: &Graph) -> Result<Vec<QuantParams>> {
+    if array.data.len() != 2 * graph.values.len() {
+        bail!("`{ACTIVATIONS}` has {} values, the network needs {}", array.data.len(), 2 * graph.values.len());
+    }
+    let params = array.data.as_chunks::<2>().0.iter().map(|&[scale, zero_point]| {
+        let is_byte = zero_point.fract() == 0.0 && (0.0..=255.0).contains(&zero_point);
+        anyhow::ensure!(is_byte, "`{ACTIVATIONS}` has a zero point of {zero_point}");
+        Ok(QuantParams::new(scale, zero_point as u8)?)
+    });
+    params.collect()
+}
 
 /// Quantises every convolution: symmetric, `w / scale` rounded half to even, in `-127..=127`, with the scale of least
 /// squared error among shares of the largest weight.
@@ -11,16 +52,22 @@ pub(crate) fn quantize_convs(graph: &Graph, folded: &Folded) -> BTreeMap<String,
     graph
         .convs()
         .map(|conv| {
-            let taps = conv.c_in / conv.groups * conv.kernel * conv.kernel;
-            let mut quantized = QuantConv { weights: Vec::new(), scales: Vec::with_capacity(conv.c_out) };
-            for row in folded[&conv.name].weights.chunks_exact(taps) {
-                let scale = best_scale(row);
-                quantized.weights.extend(row.iter().map(|&w| quantize(w, scale)));
-                quantized.scales.push(scale);
-            }
-            (conv.name.clone(), quantized)
+            let folded = &folded[&conv.name];
+            let scales: Vec<f32> = folded.rows().map(best_scale).collect();
+            let rows = folded.rows().zip(&scales);
+            let weights = rows.flat_map(|(row, &scale)| row.iter().map(move |&w| quantize(w, scale))).collect();
+            (conv.name.clone(), QuantConv { weights, scales })
         })
         .collect()
+}
+
+/// The weights of a convolution as they are once quantised.
+pub(crate) fn rounded(conv: &FoldedConv) -> Vec<f32> {
+    let of_row = |row: &[f32]| {
+        let scale = best_scale(row);
+        row.iter().map(|&w| f32::from(quantize(w, scale)) * scale).collect::<Vec<f32>>()
+    };
+    conv.rows().flat_map(of_row).collect()
 }
 
 fn quantize(weight: f32, scale: f32) -> i8 {

@@ -147,6 +147,9 @@ pub(crate) struct ModelSpec {
     /// Values of the input; other than pixel / 255 for imported networks.
     #[serde(default)]
     pub(crate) pixels: Pixels,
+    /// Trained with quantisation: batch norm is folded, the weights file holds scales.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub(crate) quantized: bool,
     /// Anchors.
     pub(crate) anchors: AnchorConfig,
 }
@@ -178,6 +181,7 @@ impl ModelSpec {
             height: size.1,
             classes,
             pixels: Pixels::default(),
+            quantized: false,
             anchors: Self::edge_anchors(),
         }
     }

@@ -289,7 +289,7 @@ fn from_pictures_to_an_integer_model() {
 
     let int8 = dir.path().join("int8");
     let mut quantize = program();
-    quantize.arg("quantize").arg("--run").arg(&run).arg("--out").arg(&int8).args(["--max-loss", "3"]);
+    quantize.arg("quantize").arg("--run").arg(&run).arg("--out").arg(&int8).args(["--max-loss", "3", "--max-class-loss", "9"]);
     assert_done(&quantize.arg("--data").arg(&data).arg("--val").arg(&data).output().unwrap());
     for file in ["model.onnx", "manifest.toml", "labels.txt", "golden.json", "README.md"] {
         assert!(int8.join(file).exists(), "{file}");

@@ -68,7 +68,7 @@ pub(crate) fn compare(spec: &ModelSpec, weights: &weights::Weights, network: &mu
     let pixels = crate::package::test_picture(spec.width, spec.height);
     let (h, w) = (spec.height as i64, spec.width as i64);
     let images = tch::Tensor::from_data_size(&pixels, &[1, h, w, 3], tch::Kind::Uint8);
-    let heads = tch::no_grad(|| model.forward(&images, Mode::EVAL));
+    let heads = tch::no_grad(|| model.forward_float(&images, Mode::EVAL, &[]).0);
     let wanted = heads.iter().map(|level| &level.cls).chain(heads.iter().map(|level| &level.bbox));
     let outputs = network.run_f32(&crate::package::planar(&pixels, spec.pixels))?;
     let mut worst = 0.0_f32;

@@ -77,6 +77,10 @@ pub(crate) struct Settings {
     /// its losses: `distill` in fit.toml.
     #[arg(long)]
     teacher: Option<PathBuf>,
+    /// Train with quantisation, from the weights and settings of this float run: the arithmetic is that of the integer kernels.
+    /// --data, --val, --pseudo, --iterations, --batch, --lr, --seed, --mosaic and --checkpoint-every change its settings.
+    #[arg(long, value_name = "RUN", conflicts_with_all = ["config", "init", "preset"])]
+    qat: Option<PathBuf>,
     /// Recipe to start from; the flags below change it.
     #[arg(long, value_enum, default_value = "edge", conflicts_with = "config")]
     preset: Preset,
@@ -273,6 +277,22 @@ impl Settings {
                     None => config.distill = Some(Distill::new(teacher.clone())),
                 }
             }
+            return Ok(config);
+        }
+        if let Some(run) = &self.qat {
+            let mut config = FitConfig::quantized(&RunDir(run.clone()))?;
+            set(&mut config.data, self.data.clone());
+            for (path, given) in [(&mut config.val, &self.val), (&mut config.pseudo, &self.pseudo)] {
+                if given.is_some() {
+                    path.clone_from(given);
+                }
+            }
+            set(&mut config.iterations, self.iterations);
+            set(&mut config.batch, self.batch);
+            set(&mut config.lr, self.lr);
+            set(&mut config.seed, self.seed);
+            set(&mut config.augment.mosaic, self.mosaic);
+            set(&mut config.checkpoint_every, self.checkpoint_every);
             return Ok(config);
         }
         let data =

@@ -5,6 +5,7 @@ mod ablate;
 mod average;
 #[cfg(feature = "train")]
 mod bench;
+mod card;
 mod data;
 #[cfg(feature = "train")]
 mod eval;
@@ -52,6 +53,8 @@ pub(crate) enum Command {
     PseudoLabel(pseudo_label::Args),
     /// Bring weights of another program under this one's names.
     Import(import::Args),
+    /// Measure model folders: the figures of their cards.
+    Card(card::Args),
     /// Look at data sets.
     Data(data::Args),
 }
@@ -78,6 +81,7 @@ impl Command {
             Self::Quantize(args) => args.run(),
             Self::PseudoLabel(args) => args.run(),
             Self::Import(args) => args.run(),
+            Self::Card(args) => args.run(),
             Self::Data(args) => args.run(),
         }
     }

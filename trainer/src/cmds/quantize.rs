@@ -1,27 +1,26 @@
 //! `fovea-train quantize`.
 
-use super::Request;
-use crate::calibrate::calibrate;
+use crate::calibrate::{Method, calibration_pictures, observe_all};
 use crate::data::{Folder, progress};
+use crate::equalize::{correct_biases, equalize};
 use crate::export::{Quantization, float_model, quantized_model};
-use crate::fold::fold;
+use crate::fold::{Folded, fold};
+use crate::gate::{Comparison, Limits};
 use crate::graph::Graph;
+use crate::noise::{LayerNoise, Probe, choose_methods, sensitivity};
 use crate::package::{self, write_atomic};
-use crate::quantize::quantize_convs;
+use crate::quantize::{quantize_convs, stored};
 use crate::run_dir::RunDir;
 use crate::spec::ModelSpec;
 use crate::weights;
 use anyhow::{Context, Result, bail};
-use fovea::eval::EvalReport;
 use fovea::executor::onnx;
-use fovea::images;
+use fovea::images::Degradation;
 use fovea::pipeline::detector::hex;
 use fovea::pipeline::evaluate::{EvaluateOptions, Evaluation, evaluate};
-use fovea::preprocess::Preprocessor;
-use rand::{SeedableRng, seq::SliceRandom};
-use rand_chacha::ChaCha8Rng;
-use rayon::prelude::*;
 use sha2::{Digest, Sha256};
+use std::collections::HashMap;
+use std::fmt::Write as _;
 use std::path::{Path, PathBuf};
 
 /// Arguments of `fovea-train quantize`.
@@ -30,7 +29,7 @@ use std::path::{Path, PathBuf};
   fovea-train quantize --run runs/first --data mydata/train --val mydata/val --out models/first
 
 Ranges come from pictures of --data, accuracy from --val: float and int8 are both measured, and the model is not written
-if int8 loses more than --max-loss AP points, unless --accept-loss is given.")]
+if int8 loses more than --max-loss AP points, or a class more than --max-class-loss, unless --accept-loss is given.")]
 pub(crate) struct Args {
     /// Folder of a run.
     #[arg(long)]
@@ -53,18 +52,46 @@ pub(crate) struct Args {
     /// Seed of their choice.
     #[arg(long, default_value_t = 1)]
     seed: u64,
+    /// How ranges are made of what the pictures show; auto: for each activation what makes the least noise at the heads.
+    #[arg(long, value_enum, default_value = "mse")]
+    calibration: Calibration,
+    /// Even out the ranges of channels between convolutions that follow each other; the float network stays the same.
+    #[arg(long)]
+    equalize: bool,
+    /// Take the mean error of rounded weights off the biases.
+    #[arg(long)]
+    correct_biases: bool,
+    /// Print what each layer costs when it alone is quantised: noise at the heads on --probe-pictures, the noisiest first.
+    #[arg(long)]
+    sensitivity: bool,
+    /// Pictures on which noise is measured, for auto and for --sensitivity.
+    #[arg(long, default_value_t = 8, value_parser = clap::value_parser!(u32).range(1..))]
+    probe_pictures: u32,
     /// AP points that int8 may lose.
-    #[arg(long, default_value_t = 1.0)]
+    #[arg(long, default_value_t = 0.5)]
     max_loss: f64,
+    /// AP points that a class may lose, or twice the standard error of its loss, whichever is more.
+    #[arg(long, default_value_t = 1.0)]
+    max_class_loss: f64,
     /// Write the model whatever it loses.
     #[arg(long)]
     accept_loss: bool,
-    /// Write the averaged weights as well (f16), so that others can train on from them.
+    /// Write the averaged weights as well (f16) and the network's description, to train on from and for `card`.
     #[arg(long)]
     with_weights: bool,
     /// Text for the card: data, licences, recipe. A Markdown file.
     #[arg(long)]
     card: Option<PathBuf>,
+}
+
+/// Values of `--calibration`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+enum Calibration {
+    Auto,
+    Minmax,
+    Percentile,
+    Mse,
+    Entropy,
 }
 
 impl Args {
@@ -81,79 +108,123 @@ impl Args {
         let graph = Graph::new(&spec);
         let weights = weights::read(&dir.weights())?.weights;
         let folded = fold(&graph, &weights).with_context(|| dir.weights().display().to_string())?;
-        let heads: Vec<usize> = graph.levels.iter().flat_map(|&(cls, bbox)| [cls, bbox]).collect();
-        let taps: Vec<usize> = (1..graph.values.len()).filter(|id| !heads.contains(id)).collect();
-
-        let pictures = self.calibration_pictures(&spec)?;
-        let bar = progress(2 * pictures.len(), "calibrating");
-        let tapped = onnx::encode(&float_model(&graph, &spec, &folded, &taps));
-        let activations = calibrate(&graph, &tapped, &taps, &pictures, &bar)?;
-        bar.finish_and_clear();
-        let quantization = Quantization { activations, convs: quantize_convs(&graph, &folded) };
+        let (quantization, how) = if spec.quantized {
+            (stored(&graph, &folded, &weights)?, "trained with quantisation (`fit --qat`)".to_owned())
+        } else {
+            let pictures = calibration_pictures(&Folder::open(&self.data)?, &spec, self.pictures as usize, self.seed)?;
+            let (n, flags, seed) = (pictures.len(), self.how(), self.seed);
+            let how = format!("ranges of activations from {n} pictures (`--data`, {flags}, seed {seed})");
+            (self.quantization(&graph, &spec, &folded, &pictures)?, how)
+        };
 
         let name = self.name.clone().unwrap_or_else(|| package::name_of(&self.out));
         let work = Work::beside(&self.out)?;
         let (float_dir, int8_dir) = (work.0.join("float"), work.0.join("int8"));
-        let float = onnx::encode(&float_model(&graph, &spec, &folded, &[]));
-        let int8 = onnx::encode(&quantized_model(&graph, &spec, &folded, &quantization));
-        write_model(&float_dir, &spec, &name, &float, None)?;
+        let (float_spec, float) = float_network(&dir, &spec, &folded)?;
+        let int8 = onnx::encode(&quantized_model(&graph, &spec, &quantization));
+        write_model(&float_dir, &float_spec, &name, &float, None)?;
         write_model(&int8_dir, &spec, &name, &int8, None)?;
-        let float_eval = measure(&float_dir, &self.val, "float")?.evaluator.summarize();
-        let int8_measured = measure(&int8_dir, &self.val, "int8")?;
-        let int8_eval = int8_measured.evaluator.summarize();
-        let table = package::comparison(&float_eval, &int8_eval);
-        eprintln!("{table}");
-        let (Some(float_ap), Some(int8_ap)) = (float_eval.ap, int8_eval.ap) else {
+        let float_measured = measure(&float_dir, &self.val, None, "float")?;
+        let int8_measured = measure(&int8_dir, &self.val, None, "int8")?;
+        let limits = Limits { mean: self.max_loss, class: self.max_class_loss };
+        let comparison = Comparison::new(&float_measured.evaluator, &int8_measured.evaluator, limits);
+        let table = comparison.table();
+        println!("{table}");
+        let Some(loss) = comparison.loss() else {
             bail!(
                 "{}: no picture has a completely labelled class of the model; there is nothing to measure on",
                 self.val.display()
             );
         };
-        let loss = 100.0 * (float_ap - int8_ap);
-        if loss > self.max_loss && !self.accept_loss {
-            bail!(
-                "int8 loses {loss:.2} AP points against float, more than --max-loss {}; calibrate on more pictures (--pictures), train \
-                 longer, or write it all the same with --accept-loss",
-                self.max_loss
-            );
+        match comparison.refusal() {
+            Some(lost) if self.accept_loss => eprintln!("accepted: int8 loses more AP points than it may: {lost}"),
+            Some(lost) => bail!(
+                "int8 loses more AP points against float than it may: {lost}. Try other ranges (--calibration, --pictures), --equalize, \
+                 --correct-biases, or train with quantisation (fit --qat); --sensitivity shows which layers cost most; --accept-loss \
+                 writes the model all the same"
+            ),
+            None => {}
         }
         let thresholds = display_thresholds(&spec, &int8_measured);
         // The whole folder first, then its files into their place.
         write_model(&int8_dir, &spec, &name, &int8, Some(thresholds))?;
         if self.with_weights {
-            weights::write_f16(&int8_dir.join("weights.safetensors"), &weights)?;
+            let path = int8_dir.join("weights.safetensors");
+            if spec.quantized {
+                // Scales need all their bits.
+                weights::write(&path, &weights, HashMap::new())?;
+            } else {
+                weights::write_f16(&path, &weights)?;
+            }
+            spec.write(&int8_dir.join("model.toml"))?;
         }
         let golden = package::golden(&int8_dir, &spec, &int8)?;
         write_atomic(&int8_dir.join("golden.json"), serde_json::to_string_pretty(&golden)?.as_bytes())?;
-        let card = self.model_card(&name, &spec, &int8, (&int8_eval, &table), &card, pictures.len());
+        let card = self.model_card(&name, &spec, &int8, (int8_measured.evaluator.summarize().images, &table), &card, &how);
         write_atomic(&int8_dir.join("README.md"), card.as_bytes())?;
         work.move_files(&int8_dir, &self.out)?;
         eprintln!("wrote {}: {} bytes, int8 loses {loss:.2} AP points", self.out.display(), int8.len());
         Ok(())
     }
 
-    /// Letterboxed pictures, chosen at random, the same ones for the same seed.
-    fn calibration_pictures(&self, spec: &ModelSpec) -> Result<Vec<Vec<u8>>> {
-        let folder = Folder::open(&self.data)?;
-        let mut names: Vec<&String> = folder.coco.images.iter().map(|image| &image.file_name).collect();
-        names.shuffle(&mut ChaCha8Rng::seed_from_u64(self.seed));
-        names.truncate(self.pictures as usize);
-        if names.len() < 256 {
-            eprintln!("warning: only {} pictures to calibrate on; ranges are better with 256 and more", names.len());
+    /// Ranges, weights and biases of the integer network.
+    fn quantization(&self, graph: &Graph, spec: &ModelSpec, folded: &Folded, pictures: &[Vec<u8>]) -> Result<Quantization> {
+        let mut folded = folded.clone();
+        let mut observed = observe_all(graph, spec, &folded, pictures)?;
+        if self.equalize {
+            let n = equalize(graph, &mut folded, &observed);
+            eprintln!("equalised {n} pairs of convolutions");
+            observed = observe_all(graph, spec, &folded, pictures)?;
         }
-        if names.is_empty() {
-            return Err(Request(format!("{}: no pictures to calibrate on", self.data.display())).into());
+        let few = &pictures[..pictures.len().min(self.probe_pictures as usize)];
+        let float = folded.clone();
+        let probe = Probe::new(graph, spec, &float, few)?;
+        let activations = match self.method() {
+            Some(method) => observed.activations(|_| method)?,
+            None => {
+                let bar = progress(0, "choosing ranges");
+                let chosen = choose_methods(&probe, &observed, &bar)?;
+                bar.finish_and_clear();
+                let count = |method| chosen.iter().filter(|choice| choice.1 == method).count();
+                let counts = Method::ALL.map(|method| format!("{} {method:?}", count(method)));
+                eprintln!("ranges: {}", counts.join(", ").to_lowercase());
+                let chosen: HashMap<_, _> = chosen.into_iter().collect();
+                observed.activations(|root| chosen.get(&root).copied().unwrap_or(Method::Mse))?
+            }
+        };
+        if self.sensitivity {
+            let bar = progress(0, "one layer at a time");
+            let layers = sensitivity(&probe, &activations, &bar)?;
+            bar.finish_and_clear();
+            println!("{}", sensitivity_table(&layers));
         }
-        let size = (spec.width, spec.height);
-        names
-            .par_iter()
-            .map(|name| {
-                let picture = images::open(&folder.image_path(name))?;
-                let mut pixels = vec![0; size.0 * size.1 * 3];
-                Preprocessor::new(size).run(&picture.as_picture(), &mut pixels);
-                Ok(pixels)
-            })
-            .collect()
+        let convs = quantize_convs(graph, &folded);
+        if self.correct_biases {
+            correct_biases(graph, &mut folded, &observed);
+        }
+        let biases = folded.into_iter().map(|(name, conv)| (name, conv.bias)).collect();
+        let quantization = Quantization { activations, convs, biases };
+        let noise = probe.of_network(&onnx::encode(&quantized_model(graph, spec, &quantization)))?;
+        eprintln!("noise of the whole at the heads: {} dB", decibels(noise));
+        Ok(quantization)
+    }
+
+    const fn method(&self) -> Option<Method> {
+        match self.calibration {
+            Calibration::Auto => None,
+            Calibration::Minmax => Some(Method::Minmax),
+            Calibration::Percentile => Some(Method::Percentile),
+            Calibration::Mse => Some(Method::Mse),
+            Calibration::Entropy => Some(Method::Entropy),
+        }
+    }
+
+    /// How ranges were found, as flags.
+    fn how(&self) -> String {
+        let method = self.method().map_or("auto".to_owned(), |method| format!("{method:?}").to_lowercase());
+        let given = [(self.equalize, " --equalize"), (self.correct_biases, " --correct-biases")];
+        let flags: String = given.into_iter().filter(|(is_given, _)| *is_given).map(|(_, flag)| flag).collect();
+        format!("`--calibration {method}{flags}`")
     }
 
     fn model_card(
@@ -161,15 +232,15 @@ impl Args {
         name: &str,
         spec: &ModelSpec,
         int8: &[u8],
-        (eval, table): (&EvalReport, &str),
+        (n_measured, table): (usize, &str),
         given: &str,
-        n_calibrated: usize,
+        how: &str,
     ) -> String {
         format!(
             "# {name}\n\nRetinaNet, int8 (QDQ ONNX, `model.onnx`, {} bytes, SHA-256 `{}`). Backbone {:?}, pyramid P3–P7 of {} channels, \
              towers of {} x {} channels, {} anchors a cell, input {}x{}.\n\nClasses: {}.\n\n{given}\n## Accuracy\n\nCOCO metrics in \
-             percent on {} labelled pictures (`--val`), by `fovea eval --model DIR --data DIR`; ranges of activations from {n_calibrated} \
-             pictures (`--data`, seed {}). Thresholds for display in `manifest.toml` are those of best F1 at IoU 0.5.\n\n{table}\n\
+             percent on {} labelled pictures (`--val`), by `fovea eval --model DIR --data DIR`, the loss with its standard \
+             error; {how}. Thresholds for display in `manifest.toml` are those of best F1 at IoU 0.5.\n\n{table}\n\
              Speed depends on the machine: `fovea bench --model-only DIR` measures it on yours.\n",
             int8.len(),
             hex(&Sha256::digest(int8)),
@@ -181,18 +252,52 @@ impl Args {
             spec.width,
             spec.height,
             spec.classes.join(", "),
-            eval.images,
-            self.seed,
+            n_measured,
         )
     }
 }
 
-/// A folder beside the model folder for what is not finished; goes with this value, whatever happens.
-struct Work(PathBuf);
+/// The network that int8 is held against: the run's own, or the float run that training with quantisation started from.
+fn float_network(dir: &RunDir, spec: &ModelSpec, folded: &Folded) -> Result<(ModelSpec, Vec<u8>)> {
+    let encode = |spec: &ModelSpec, folded: &Folded| onnx::encode(&float_model(&Graph::new(spec), spec, folded, &[]));
+    let settings: toml::Table = std::fs::read_to_string(dir.config()).ok().and_then(|text| text.parse().ok()).unwrap_or_default();
+    let Some(start) = settings.get("qat").and_then(toml::Value::as_str).filter(|_| spec.quantized) else {
+        return Ok((spec.clone(), encode(spec, folded)));
+    };
+    let start = RunDir(start.into());
+    let float_spec = ModelSpec { width: spec.width, height: spec.height, ..ModelSpec::read(&start.model())? };
+    let folded = fold(&Graph::new(&float_spec), &weights::read(&start.weights())?.weights)?;
+    eprintln!("float is {}", start.0.display());
+    let network = encode(&float_spec, &folded);
+    Ok((float_spec, network))
+}
+
+fn decibels(noise: f64) -> String {
+    if noise > 0.0 { format!("{:.1}", 10.0 * noise.log10()) } else { "-".to_owned() }
+}
+
+/// Markdown; noise in dB of the signal.
+fn sensitivity_table(layers: &[LayerNoise]) -> String {
+    let mut table = String::from("| layer quantised alone | noise (dB) | of its weights | of its outputs |\n|---|---|---|---|\n");
+    for layer in layers {
+        let [both, weights, outputs] = [layer.weights + layer.activations, layer.weights, layer.activations].map(decibels);
+        // Writing to a string cannot fail.
+        let _ = writeln!(table, "| {} | {both} | {weights} | {outputs} |", layer.layer);
+    }
+    table
+}
+
+/// A folder for what is not finished; goes with this value, whatever happens.
+pub(super) struct Work(pub(super) PathBuf);
 
 impl Work {
+    /// A folder beside the model folder.
     fn beside(out: &Path) -> Result<Self> {
-        let dir = out.with_file_name(format!(".{}.work", package::name_of(out)));
+        Self::at(out.with_file_name(format!(".{}.work", package::name_of(out))))
+    }
+
+    /// Makes the folder.
+    pub(super) fn at(dir: PathBuf) -> Result<Self> {
         std::fs::create_dir_all(&dir).with_context(|| format!("cannot make the folder {}", dir.display()))?;
         Ok(Self(dir))
     }
@@ -216,7 +321,8 @@ impl Drop for Work {
     }
 }
 
-fn write_model(dir: &Path, spec: &ModelSpec, name: &str, network: &[u8], display: Option<Vec<f32>>) -> Result<()> {
+/// Writes network, manifest and labels.
+pub(super) fn write_model(dir: &Path, spec: &ModelSpec, name: &str, network: &[u8], display: Option<Vec<f32>>) -> Result<()> {
     std::fs::create_dir_all(dir).with_context(|| format!("cannot make the folder {}", dir.display()))?;
     let mut manifest = spec.manifest(name, "model.onnx");
     manifest.network.sha256 = Some(hex(&Sha256::digest(network)));
@@ -226,9 +332,10 @@ fn write_model(dir: &Path, spec: &ModelSpec, name: &str, network: &[u8], display
     write_atomic(&dir.join("labels.txt"), package::labels(spec).as_bytes())
 }
 
-fn measure(model_dir: &Path, data: &Path, what: &'static str) -> Result<Evaluation> {
+/// Measures a model folder on a data set.
+pub(super) fn measure(model_dir: &Path, data: &Path, degrade: Option<Degradation>, what: &str) -> Result<Evaluation> {
     let bar = progress(0, what);
-    let options = EvaluateOptions { allow_float: true, ..EvaluateOptions::default() };
+    let options = EvaluateOptions { allow_float: true, degrade, ..EvaluateOptions::default() };
     let found = evaluate(model_dir, data, &options, &|done, total| {
         bar.set_length(total as u64);
         bar.set_position(done as u64);
@@ -254,12 +361,13 @@ fn display_thresholds(spec: &ModelSpec, evaluation: &Evaluation) -> Vec<f32> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::calibrate::LOWEST_LOGIT;
+    use crate::calibrate::{LOWEST_LOGIT, Observed};
     use crate::package::{planar, test_picture};
     use crate::spec::{Backbone, Norm, Pixels, Pyramid};
     use crate::weights::{Array, Weights};
     use fovea::executor::{Executor, LoadOptions, Network};
-    use rand::RngExt;
+    use rand::{RngExt, SeedableRng};
+    use rand_chacha::ChaCha8Rng;
 
     /// Random weights of a sensible size for every parameter of the network.
     fn random_weights(graph: &Graph, seed: u64) -> Weights {
@@ -310,6 +418,80 @@ mod tests {
         ]
     }
 
+    /// Ranges by one method, nothing corrected.
+    fn plain(graph: &Graph, folded: &Folded, observed: &Observed, method: Method) -> Quantization {
+        let biases = folded.iter().map(|(name, conv)| (name.clone(), conv.bias.clone())).collect();
+        Quantization { activations: observed.activations(|_| method).unwrap(), convs: quantize_convs(graph, folded), biases }
+    }
+
+    /// A network as batch norm leaves those of mobile backbones: channels of one activation differ a hundredfold. The same
+    /// function as `folded`: what a channel is multiplied by, its reader divides by.
+    fn uneven(graph: &Graph, folded: &Folded) -> Folded {
+        let mut rng = ChaCha8Rng::seed_from_u64(5);
+        let mut uneven = folded.clone();
+        for (first, second) in graph.convs().zip(graph.convs().skip(1)) {
+            let follows = second.name == first.name.replace("b2pw1", "b2dw") && second.groups == second.c_in;
+            if follows && first.name != second.name {
+                let (a, taps) = (first.c_in / first.groups * first.kernel * first.kernel, second.kernel * second.kernel);
+                for c in 0..first.c_out {
+                    let factor = 10.0_f32.powf(rng.random_range(-1.0..1.0));
+                    let conv = uneven.get_mut(&first.name).unwrap();
+                    conv.weights[c * a..][..a].iter_mut().for_each(|w| *w *= factor);
+                    conv.bias[c] *= factor;
+                    uneven.get_mut(&second.name).unwrap().weights[c * taps..][..taps].iter_mut().for_each(|w| *w /= factor);
+                }
+            }
+        }
+        uneven
+    }
+
+    /// Noise at the heads of a whole integer network, by how it was quantised.
+    #[test]
+    fn uneven_channels_cost_until_they_are_equalised() {
+        let spec = edge(Backbone::ShuffleNetV2);
+        let graph = Graph::new(&spec);
+        let even = fold(&graph, &random_weights(&graph, 3)).unwrap();
+        let pictures: Vec<Vec<u8>> =
+            (0..3).map(|seed| test_picture(96, 64).iter().map(|&v: &u8| v.wrapping_mul(2 * seed + 1)).collect()).collect();
+        let noise = |folded: &Folded, quantization: &Quantization| {
+            let probe = Probe::new(&graph, &spec, folded, &pictures).unwrap();
+            probe.of_network(&onnx::encode(&quantized_model(&graph, &spec, quantization))).unwrap()
+        };
+        let by = |folded: &Folded, method: Method| {
+            let observed = observe_all(&graph, &spec, folded, &pictures).unwrap();
+            noise(folded, &plain(&graph, folded, &observed, method))
+        };
+        let folded = uneven(&graph, &even);
+        let probe = Probe::new(&graph, &spec, &even, &pictures).unwrap();
+        let same = probe.noise(Some(&folded), &crate::export::Fake::new()).unwrap();
+        assert!(same < 1e-6, "it is the same function: {same:e}");
+
+        let (at_best, uneven) = (by(&even, Method::Mse), by(&folded, Method::Mse));
+        let observed = observe_all(&graph, &spec, &folded, &pictures).unwrap();
+        let mut equalized = folded.clone();
+        assert!(equalize(&graph, &mut equalized, &observed) > 20);
+        let same = probe.noise(Some(&equalized), &crate::export::Fake::new()).unwrap();
+        assert!(same < 1e-6, "equalisation changes the function by {same:e}");
+        let evened = by(&equalized, Method::Mse);
+        assert!(uneven > 3.0 * at_best && evened < 1.2 * at_best, "even {at_best:e}, uneven {uneven:e}, equalised {evened:e}");
+
+        // The layers that were made uneven are found.
+        let activations = observed.activations(|_| Method::Mse).unwrap();
+        let probe = Probe::new(&graph, &spec, &folded, &pictures[..1]).unwrap();
+        let layers = sensitivity(&probe, &activations, &indicatif::ProgressBar::hidden()).unwrap();
+        let n_found = layers[..6].iter().filter(|layer| layer.layer.ends_with("b2pw1")).count();
+        assert!(n_found >= 5, "{}", sensitivity_table(&layers[..6]));
+
+        // Corrected biases take the mean error away.
+        let mut plain = plain(&graph, &even, &observe_all(&graph, &spec, &even, &pictures).unwrap(), Method::Mse);
+        let mut corrected = even.clone();
+        correct_biases(&graph, &mut corrected, &observe_all(&graph, &spec, &even, &pictures).unwrap());
+        let without = noise(&even, &plain);
+        plain.biases = corrected.into_iter().map(|(name, conv)| (name, conv.bias)).collect();
+        let with = noise(&even, &plain);
+        assert!(with < without, "{without:e} without, {with:e} with corrected biases");
+    }
+
     #[test]
     fn every_network_becomes_an_integer_network_near_its_float_form() {
         for spec in variants() {
@@ -339,15 +521,11 @@ mod tests {
         let graph = Graph::new(spec);
         let weights = random_weights(&graph, 3);
         let folded = fold(&graph, &weights).unwrap();
-        let taps: Vec<usize> =
-            (1..graph.values.len()).filter(|id| !graph.levels.iter().any(|&(c, b)| c == *id || b == *id)).collect();
         let pixels = test_picture(spec.width, spec.height);
-        let tapped = onnx::encode(&float_model(&graph, spec, &folded, &taps));
-        let bar = indicatif::ProgressBar::hidden();
-        let activations = calibrate(&graph, &tapped, &taps, std::slice::from_ref(&pixels), &bar).unwrap();
-        let quantization = Quantization { activations, convs: quantize_convs(&graph, &folded) };
+        let observed = observe_all(&graph, spec, &folded, std::slice::from_ref(&pixels)).unwrap();
+        let quantization = plain(&graph, &folded, &observed, Method::Mse);
         let float = onnx::encode(&float_model(&graph, spec, &folded, &[]));
-        let int8 = onnx::encode(&quantized_model(&graph, spec, &folded, &quantization));
+        let int8 = onnx::encode(&quantized_model(&graph, spec, &quantization));
         let options = LoadOptions { allow_float: true, ..LoadOptions::default() };
         let mut float = Network::load(&float, &options).unwrap_or_else(|error| panic!("{name}: {error}"));
         let int8 = Executor::load(&int8, &spec.manifest("test", "model.onnx"), &LoadOptions::default());

@@ -1,0 +1,92 @@
+//! `fovea-train card`: the figures of a model's card, measured again.
+
+use super::Request;
+use super::quantize::{Work, measure, write_model};
+use crate::export::float_model;
+use crate::fold::fold;
+use crate::gate::{Comparison, Limits};
+use crate::graph::Graph;
+use crate::package::name_of;
+use crate::spec::ModelSpec;
+use crate::weights;
+use anyhow::{Context, Result};
+use fovea::eval::EvalReport;
+use fovea::executor::onnx;
+use fovea::images::Degradation;
+use std::path::{Path, PathBuf};
+
+/// Arguments of `fovea-train card`.
+#[derive(Debug, clap::Args)]
+#[command(after_help = "Example:
+  fovea-train card --data mydata/val --robustness models/street
+
+Markdown on stdout. Float is measured where the folder has weights.safetensors and model.toml (quantize --with-weights).")]
+pub(crate) struct Args {
+    /// Model folders.
+    #[arg(required = true)]
+    models: Vec<PathBuf>,
+    /// Labelled data to measure on.
+    #[arg(long)]
+    data: PathBuf,
+    /// Measure int8 on pictures made worse as well, each way of `fovea eval --degrade`.
+    #[arg(long)]
+    robustness: bool,
+}
+
+impl Args {
+    /// Measures.
+    pub(crate) fn run(self) -> Result<()> {
+        if let Some(missing) = self.models.iter().find(|dir| !dir.join("manifest.toml").exists()) {
+            return Err(Request(format!("{}: no manifest.toml; a model is a folder", missing.display())).into());
+        }
+        for dir in &self.models {
+            println!("# {}\n", name_of(dir));
+            let int8 = measure(dir, &self.data, None, "int8")?;
+            if let Some(float) = self.float(dir)? {
+                // As the gate of `quantize`.
+                let limits = Limits { mean: 0.5, class: 1.0 };
+                println!("{}", Comparison::new(&float, &int8.evaluator, limits).table());
+            } else {
+                eprintln!("{}: no weights.safetensors with a model.toml: float is not measured", dir.display());
+            }
+            let report = int8.evaluator.summarize();
+            println!(
+                "| pictures | AP | AP50 | AP75 | small | medium | large |{}\n|---|---|---|---|---|---|---|{}",
+                names(&report),
+                "---|".repeat(report.per_class.len())
+            );
+            println!("{}", line("as they are", &report));
+            for (name, kind) in Degradation::ALL.into_iter().filter(|_| self.robustness) {
+                println!("{}", line(name, &measure(dir, &self.data, Some(kind), name)?.evaluator.summarize()));
+            }
+            println!();
+        }
+        Ok(())
+    }
+
+    /// Measures the float network that the folder has weights for.
+    fn float(&self, dir: &Path) -> Result<Option<fovea::eval::CocoEvaluator>> {
+        let (weights, model) = (dir.join("weights.safetensors"), dir.join("model.toml"));
+        if !(weights.exists() && model.exists()) {
+            return Ok(None);
+        }
+        let spec = ModelSpec::read(&model)?;
+        let graph = Graph::new(&spec);
+        let folded = fold(&graph, &weights::read(&weights)?.weights).with_context(|| weights.display().to_string())?;
+        let work = Work::at(std::env::temp_dir().join(format!("fovea-card-{}", std::process::id())))?;
+        write_model(&work.0, &spec, "float", &onnx::encode(&float_model(&graph, &spec, &folded, &[])), None)?;
+        Ok(Some(measure(&work.0, &self.data, None, "float")?.evaluator))
+    }
+}
+
+fn names(report: &EvalReport) -> String {
+    report.per_class.iter().map(|(name, _)| format!(" {name} AP50 |")).collect()
+}
+
+fn line(what: &str, report: &EvalReport) -> String {
+    let percent = |value: Option<f64>| value.map_or("-".to_owned(), |v| format!("{:.1}", 100.0 * v));
+    let of_all = [report.ap, report.ap50, report.ap75, report.ap_small, report.ap_medium, report.ap_large];
+    let of_classes = report.per_class.iter().map(|(_, class)| class.ap50);
+    let cells: String = of_all.into_iter().chain(of_classes).map(|value| format!(" {} |", percent(value))).collect();
+    format!("| {what} |{cells}")
+}

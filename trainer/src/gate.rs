@@ -1,0 +1,167 @@
+//! Whether int8 is as good as float: what each class loses, how sure that is, and how much it may.
+//!
+//! A class with few boxes gains or loses several points by chance. So its loss has a standard error, from a paired
+//! bootstrap: pictures drawn with replacement, the same ones for both networks. A class may lose the limit or twice
+//! its standard error, whichever is more; the mean over all classes may lose the limit.
+
+use fovea::eval::{ClassReport, CocoEvaluator};
+use rand::{RngExt, SeedableRng};
+use rand_chacha::ChaCha8Rng;
+use rayon::prelude::*;
+use std::fmt::Write as _;
+
+/// Draws of the bootstrap.
+const N_DRAWS: usize = 200;
+
+/// AP points that may be lost.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Limits {
+    /// By the mean over all classes.
+    pub(crate) mean: f64,
+    /// By each class.
+    pub(crate) class: f64,
+}
+
+/// Float and int8 side by side.
+#[derive(Debug)]
+pub(crate) struct Comparison {
+    /// The mean, then every class.
+    rows: Vec<Row>,
+}
+
+#[derive(Debug)]
+struct Row {
+    name: String,
+    float: ClassReport,
+    int8: ClassReport,
+    /// AP points lost; absent where there is nothing to find.
+    loss: Option<f64>,
+    /// Standard error of the loss.
+    error: f64,
+    allowed: f64,
+}
+
+impl Comparison {
+    /// Compares two evaluations on the same data set.
+    pub(crate) fn new(float: &CocoEvaluator, int8: &CocoEvaluator, limits: Limits) -> Self {
+        let (reports, losses) = ([float, int8].map(CocoEvaluator::summarize), drawn_losses(float, int8));
+        let [float, int8] = reports;
+        let row = |idx: usize, name: &str, float: ClassReport, int8: ClassReport| {
+            let error = deviation(losses.iter().filter_map(|draw| draw[idx]));
+            let allowed = if idx == 0 { limits.mean } else { limits.class.max(2.0 * error) };
+            let loss = float.ap.zip(int8.ap).map(|(float, int8)| 100.0 * (float - int8));
+            Row { name: name.into(), float, int8, loss, error, allowed }
+        };
+        let boxes = float.per_class.iter().map(|(_, class)| class.boxes).sum();
+        let mean = |report: &fovea::eval::EvalReport| ClassReport { ap: report.ap, ap50: report.ap50, boxes };
+        let mut rows = vec![row(0, "**mean**", mean(&float), mean(&int8))];
+        for (idx, ((name, float), (_, int8))) in (1..).zip(float.per_class.iter().zip(&int8.per_class)) {
+            rows.push(row(idx, name, *float, *int8));
+        }
+        Self { rows }
+    }
+
+    /// AP points that the mean loses; absent where there is nothing to measure on.
+    pub(crate) fn loss(&self) -> Option<f64> {
+        self.rows[0].loss
+    }
+
+    /// What loses more than it may, in words; absent if nothing does.
+    pub(crate) fn refusal(&self) -> Option<String> {
+        let beyond = self.rows.iter().filter_map(|row| row.loss.filter(|loss| *loss > row.allowed).map(|loss| (row, loss)));
+        let words: Vec<String> = beyond
+            .map(|(row, loss)| {
+                let name = row.name.trim_matches('*');
+                format!("{name} {loss:.2} (standard error {:.2}, at most {:.2})", row.error, row.allowed)
+            })
+            .collect();
+        (!words.is_empty()).then(|| words.join(", "))
+    }
+
+    /// Markdown, percent.
+    pub(crate) fn table(&self) -> String {
+        let percent = |value: Option<f64>| value.map_or("-".to_owned(), |v| format!("{:.1}", 100.0 * v));
+        let head = "| class | boxes | AP float | AP int8 | loss | may lose | AP50 float | AP50 int8 |\n|---|---|---|---|---|---|---|---|\n";
+        let mut table = head.to_owned();
+        for row in &self.rows {
+            let [a, b, c, d] = [row.float.ap, row.int8.ap, row.float.ap50, row.int8.ap50].map(percent);
+            let loss = row.loss.map_or("-".to_owned(), |loss| format!("{loss:.2} ± {:.2}", row.error));
+            // Writing to a string cannot fail.
+            let _ =
+                writeln!(table, "| {} | {} | {a} | {b} | {loss} | {:.2} | {c} | {d} |", row.name, row.float.boxes, row.allowed);
+        }
+        table
+    }
+}
+
+/// Losses in AP points, the mean's first, of every draw of pictures.
+fn drawn_losses(float: &CocoEvaluator, int8: &CocoEvaluator) -> Vec<Vec<Option<f64>>> {
+    let n_images = float.summarize().images;
+    let (float, int8) = (float.resampling(), int8.resampling());
+    let draw = |seed: usize| {
+        let mut rng = ChaCha8Rng::seed_from_u64(seed as u64);
+        let mut n_times = vec![0; n_images];
+        (0..n_images).for_each(|_| n_times[rng.random_range(0..n_images)] += 1);
+        let loss = |(float, int8): (Option<f64>, Option<f64>)| float.zip(int8).map(|(float, int8)| 100.0 * (float - int8));
+        let classes: Vec<Option<f64>> = float.ap(&n_times).into_iter().zip(int8.ap(&n_times)).map(loss).collect();
+        let counted: Vec<f64> = classes.iter().copied().flatten().collect();
+        let mean = (!counted.is_empty()).then(|| counted.iter().sum::<f64>() / counted.len() as f64);
+        std::iter::once(mean).chain(classes).collect()
+    };
+    (0..N_DRAWS).into_par_iter().map(draw).collect()
+}
+
+/// Standard deviation; 0 for fewer than two values.
+fn deviation(values: impl Iterator<Item = f64>) -> f64 {
+    let values: Vec<f64> = values.collect();
+    let n = values.len() as f64;
+    let mean = values.iter().sum::<f64>() / n.max(1.0);
+    (values.iter().map(|value| (value - mean).powi(2)).sum::<f64>() / (n - 1.0).max(1.0)).sqrt()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use fovea::eval::CocoDataset;
+
+    /// 200 pictures, each with a box of class `many`, six also with one of class `few`. `misses(class, n)` says whether
+    /// the box of the n-th picture is missed.
+    fn evaluator(misses: impl Fn(u32, u64) -> bool) -> CocoEvaluator {
+        let images: Vec<_> =
+            (0..200).map(|id| serde_json::json!({"id": id, "file_name": "", "width": 99, "height": 99})).collect();
+        let label = |(class, id): (u32, u64)| serde_json::json!({"image_id": id, "category_id": class, "bbox": [1, 2, 30, 40]});
+        let labelled: Vec<(u32, u64)> = (0..200).map(|id| (1, id)).chain((0..6).map(|id| (2, id))).collect();
+        let labels: Vec<_> = labelled.iter().copied().map(label).collect();
+        let coco = serde_json::json!({"images": images, "annotations": labels,
+            "categories": [{"id": 1, "name": "many"}, {"id": 2, "name": "few"}]});
+        let mut evaluator = CocoEvaluator::new(&CocoDataset::parse(&coco.to_string()).unwrap());
+        for (class, id) in labelled.into_iter().filter(|&(class, id)| !misses(class, id)) {
+            evaluator.add(id, &[(class, 0.5, [1.0, 2.0, 30.0, 40.0])]).unwrap();
+        }
+        evaluator
+    }
+
+    #[test]
+    fn the_gate_tells_loss_from_chance() {
+        let limits = Limits { mean: 0.5, class: 1.0 };
+        let float = evaluator(|_, _| false);
+        for (what, int8, refused) in [
+            ("nothing lost", evaluator(|_, _| false), None),
+            ("4 of 200", evaluator(|class, id| class == 1 && id % 50 == 0), Some(vec!["mean", "many"])),
+            (
+                "1 of 6: the mean loses, the class may have been unlucky",
+                evaluator(|class, id| (class, id) == (2, 3)),
+                Some(vec!["mean"]),
+            ),
+            ("5 of 6", evaluator(|class, id| class == 2 && id > 0), Some(vec!["mean", "few"])),
+        ] {
+            let comparison = Comparison::new(&float, &int8, limits);
+            let refusal = comparison.refusal();
+            let named = |name: &&str| refusal.as_ref().is_some_and(|text| text.contains(&format!("{name} ")));
+            let found: Vec<&str> = ["mean", "many", "few"].into_iter().filter(|name| named(name)).collect();
+            assert_eq!((!found.is_empty()).then_some(found), refused, "{what}: {refusal:?}\n{}", comparison.table());
+        }
+        // What int8 gains is no loss.
+        assert!(Comparison::new(&evaluator(|_, id| id % 2 == 0), &float, limits).refusal().is_none());
+    }
+}

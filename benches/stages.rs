@@ -3,7 +3,7 @@
 //! `cargo bench --bench stages -- conv` measures what has `conv` in its name.
 
 use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
-use fovea::frame::{ColorInfo, PictureRef, PixelFormat, PlaneRef};
+use fovea::frame::{ColorInfo, PictureRef, PixelFormat, PlaneRef, Rotation};
 use fovea::kernels::{ConvSpec, Halo, Isa, Kernels, Layout, OpSpec, PackCache, Requantization, Shape, Window};
 use fovea::postprocess::{Postprocessor, Rules};
 use fovea::preprocess::Preprocessor;
@@ -123,8 +123,14 @@ fn preprocessing(criterion: &mut Criterion) {
             assert!(want.get_or_insert(out.clone()) == &out, "{format} {width}x{height}: {isa} differs from the plain loops");
             let mean = out.iter().map(|&value| usize::from(value)).sum::<usize>() / out.len();
             assert!((100..160).contains(&mean), "{format}: a grey picture has mean {mean}");
-            group.bench_function(BenchmarkId::new(format!("{format}-{width}x{height}-{}x{}", dst.0, dst.1), isa), |bencher| {
+            let name = format!("{format}-{width}x{height}-{}x{}", dst.0, dst.1);
+            group.bench_function(BenchmarkId::new(&name, isa), |bencher| {
                 bencher.iter(|| preprocessor.run(&picture, &mut out));
+            });
+            // The same pixels, since sides are exchanged: what a quarter turn costs.
+            let mut turned = Preprocessor::with_kernels((dst.1, dst.0), kernels).turned(Rotation::Quarter);
+            group.bench_function(BenchmarkId::new(format!("{name}-turned"), isa), |bencher| {
+                bencher.iter(|| turned.run(&picture, &mut out));
             });
         }
     }

@@ -1,11 +1,13 @@
 //! `fovea bench`: the speed of the whole pipeline without a sink, or of a network alone.
 
+use super::output::write_stdout;
 use super::{Failure, bench_model, run};
 use fovea::pipeline::config::Draft;
 use fovea::pipeline::detections::Output;
+use fovea::pipeline::metrics::Stage;
 use fovea::pipeline::report::Report;
 use fovea::pipeline::spec::{Pace, SourceSpec};
-use std::io::Write;
+use std::fmt::Write as _;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -96,7 +98,7 @@ impl Args {
         run::summarise(&outcome);
         let written = match &spec.report {
             Some(output) => run::write_report(&outcome.report, output),
-            None => print_table(&outcome.report).map_err(Failure::failed),
+            None => write_stdout(&table(&outcome.report)),
         };
         run::name_files(&spec, &outcome, written.is_ok());
         run::result_of(outcome)?;
@@ -105,18 +107,67 @@ impl Args {
 }
 
 /// The report for people.
-fn print_table(report: &Report) -> std::io::Result<()> {
-    let mut out = std::io::stdout().lock();
+fn table(report: &Report) -> String {
+    let mut text = String::new();
+    // Writing to a string cannot fail.
     for stream in &report.streams {
-        writeln!(out, "{:<12} {:>9} {:>9} {:>9} {:>9}", "ms", "p50", "p90", "p99", "max")?;
+        let _ = writeln!(text, "{:<12} {:>9} {:>9} {:>9} {:>9} {:>6}", "ms", "p50", "p90", "p99", "max", "% CPU");
         for (stage, times) in &stream.latency_ms.0 {
             let name = stage.name();
-            writeln!(out, "{name:<12} {:>9.2} {:>9.2} {:>9.2} {:>9.2}", times.p50, times.p90, times.p99, times.max)?;
+            let _ = write!(text, "{name:<12} {:>9.2} {:>9.2} {:>9.2} {:>9.2}", times.p50, times.p90, times.p99, times.max);
+            // Of what one thread does without waiting: the time that it takes is the processor's.
+            let is_busy = matches!(stage, Stage::Preprocess | Stage::Postprocess | Stage::Overlay);
+            let _ = match report.cpu_ms_per_frame.filter(|per_frame| is_busy && *per_frame > 0.0) {
+                Some(per_frame) => writeln!(text, " {:>6.1}", 100.0 * times.p50 / per_frame),
+                None => writeln!(text),
+            };
         }
-        writeln!(out, "{:<12} {:>9.2}", "fps", stream.fps.inferred)?;
+        let _ = writeln!(text, "{:<12} {:>9.2}", "fps", stream.fps.inferred);
     }
     if let (Some(per_frame), Some(rss)) = (report.cpu_ms_per_frame, report.peak_rss_bytes) {
-        writeln!(out, "{:<12} {per_frame:>9.2} ms a frame; memory at most {} MB", "processor", rss / 1_000_000)?;
+        let _ = writeln!(text, "{:<12} {per_frame:>9.2} ms a frame; memory at most {} MB", "processor", rss / 1_000_000);
     }
-    Ok(())
+    text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use fovea::pipeline::ledger::Balance;
+    use fovea::pipeline::metrics::Metrics;
+    use fovea::pipeline::report::{Fps, Frames, Latencies, StreamReport};
+
+    #[test]
+    fn shares_are_of_the_processor_time_of_a_frame() {
+        let mut metrics = Metrics::default();
+        for (stage, micros) in [(Stage::Preprocess, 500), (Stage::Infer, 9000), (Stage::Postprocess, 40), (Stage::Sink, 7000)] {
+            metrics.record(stage, Duration::from_micros(micros));
+        }
+        let balance = Balance::default();
+        let report = Report {
+            pace: Pace::Max,
+            streams: vec![StreamReport {
+                name: "street".into(),
+                source: "street.mp4".into(),
+                frames: Frames::from(&balance),
+                fps: Fps::new(&balance, Duration::from_secs(1)),
+                latency_ms: Latencies::new(&metrics),
+            }],
+            wall_seconds: 1.0,
+            cpu_seconds: Some(1.0),
+            cpu_ms_per_frame: Some(10.0),
+            rss_bytes: None,
+            peak_rss_bytes: Some(70_000_000),
+            ended: "end_of_stream".into(),
+            error: None,
+        };
+        let text = table(&report);
+        let last = |name: &str| {
+            let line = text.lines().find(|line| line.starts_with(name)).unwrap_or_default();
+            line.split_whitespace().skip(5).map(str::to_owned).collect::<Vec<_>>()
+        };
+        assert_eq!((last("preprocess"), last("postprocess")), (vec!["5.0".to_owned()], vec!["0.4".to_owned()]), "{text}");
+        assert!(last("infer").is_empty() && last("sink").is_empty(), "{text}");
+        assert!(text.contains("10.00 ms a frame; memory at most 70 MB"), "{text}");
+    }
 }

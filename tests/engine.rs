@@ -1,43 +1,23 @@
 //! The integer engine as a whole, on the models that ship: the same values on every instruction set and number of threads, no
 //! allocation in a frame, activations in little more memory than they need.
-#![expect(unsafe_code, reason = "a counting allocator is an unsafe trait")]
 
+#[expect(unsafe_code, reason = "an allocator is an unsafe trait")]
+mod counting;
+
+use counting::Counting;
 use fovea::executor::{Executor, LoadOptions};
 use fovea::kernels::{Isa, Kernels};
 use fovea::pipeline::detector::{hex, read_network};
 use fovea::retinanet::{HeadData, HeadOutputs, Manifest};
 use sha2::{Digest, Sha256};
-use std::alloc::{GlobalAlloc, Layout, System};
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-/// Counts the allocations of every thread.
-struct Counting;
-
+/// Allocations of every thread.
 static N_ALLOCATIONS: AtomicU64 = AtomicU64::new(0);
 
-// SAFETY: every call goes to the system's allocator unchanged.
-unsafe impl GlobalAlloc for Counting {
-    unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
-        N_ALLOCATIONS.fetch_add(1, Ordering::Relaxed);
-        // SAFETY: the caller keeps the contract.
-        unsafe { System.alloc(layout) }
-    }
-
-    unsafe fn dealloc(&self, pointer: *mut u8, layout: Layout) {
-        // SAFETY: the caller keeps the contract.
-        unsafe { System.dealloc(pointer, layout) }
-    }
-
-    unsafe fn realloc(&self, pointer: *mut u8, layout: Layout, size: usize) -> *mut u8 {
-        N_ALLOCATIONS.fetch_add(1, Ordering::Relaxed);
-        // SAFETY: the caller keeps the contract.
-        unsafe { System.realloc(pointer, layout, size) }
-    }
-}
-
 #[global_allocator]
-static ALLOCATOR: Counting = Counting;
+static ALLOCATOR: Counting = Counting { took: |_| _ = N_ALLOCATIONS.fetch_add(1, Ordering::Relaxed), gave: |_| () };
 
 /// Frames before it: a thread's first rows allocate the buffers that it keeps.
 const WARM_UP: usize = 10;

@@ -1,8 +1,11 @@
 //! The runner with a source, a network and a sink made of a few lines each: however a run ends, every frame is
 //! accounted for and everything written is finalised. Then pipeline files through the binary.
-#![expect(unsafe_code, reason = "a counting allocator is an unsafe trait")]
 #![expect(clippy::unwrap_used, reason = "a test")]
 
+#[expect(unsafe_code, reason = "an allocator is an unsafe trait")]
+mod counting;
+
+use counting::Counting;
 use fovea::detection::{BBox, ClassId, Detection};
 use fovea::frame::{
     ColorInfo, Frame, FrameId, FrameMemory, OwnedPlanes, PictureError, PictureMut, PictureRef, PixelFormat, PlaneMut, PlaneRef,
@@ -15,7 +18,6 @@ use fovea::pipeline::ports::{
 };
 use fovea::pipeline::runner::{self, Annotate, Ended, NoSink, Outcome, Progress, RunError, RunOptions, StopSignal, Stream};
 use fovea::pipeline::spec::Pace;
-use std::alloc::{GlobalAlloc, Layout, System};
 use std::cell::Cell;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output as ProcessOutput};
@@ -24,43 +26,21 @@ use std::sync::{Arc, Mutex};
 use std::thread::{self, JoinHandle};
 use std::time::Duration;
 
-/// Counts allocations of threads that ask for it.
-struct Counting;
-
 thread_local! {
+    /// Whether allocations of this thread count.
     static IS_COUNTING: Cell<bool> = const { Cell::new(false) };
 }
 
 static N_ALLOCATIONS: AtomicU64 = AtomicU64::new(0);
 
-fn count() {
+fn count(_: usize) {
     if IS_COUNTING.try_with(Cell::get).unwrap_or(false) {
         N_ALLOCATIONS.fetch_add(1, Ordering::Relaxed);
     }
 }
 
-// SAFETY: every call goes to the system's allocator unchanged.
-unsafe impl GlobalAlloc for Counting {
-    unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
-        count();
-        // SAFETY: the caller keeps the contract.
-        unsafe { System.alloc(layout) }
-    }
-
-    unsafe fn dealloc(&self, pointer: *mut u8, layout: Layout) {
-        // SAFETY: the caller keeps the contract.
-        unsafe { System.dealloc(pointer, layout) }
-    }
-
-    unsafe fn realloc(&self, pointer: *mut u8, layout: Layout, size: usize) -> *mut u8 {
-        count();
-        // SAFETY: the caller keeps the contract.
-        unsafe { System.realloc(pointer, layout, size) }
-    }
-}
-
 #[global_allocator]
-static ALLOCATOR: Counting = Counting;
+static ALLOCATOR: Counting = Counting { took: count, gave: |_| () };
 
 fn counting<T>(work: impl FnOnce() -> T) -> T {
     IS_COUNTING.set(true);

@@ -1,7 +1,10 @@
 //! Postprocessing against a plain one written here: every candidate in a list, all lists sorted, every overlap divided. The
 //! results are the same bit for bit, on every instruction set, for likely heads and for hostile ones.
-#![expect(unsafe_code, reason = "a counting allocator is an unsafe trait")]
 
+#[expect(unsafe_code, reason = "an allocator is an unsafe trait")]
+mod counting;
+
+use counting::Counting;
 use fovea::detection::{BBox, ClassId, Detection};
 use fovea::kernels::postprocess::{BoxLists, IouLimit, Limits, SCAN_BLOCK};
 use fovea::kernels::{Isa, Kernels};
@@ -12,43 +15,20 @@ use fovea::retinanet::{
     NetworkSpec, NmsMethod, PostprocessSpec,
 };
 use proptest::prelude::*;
-use std::alloc::{GlobalAlloc, Layout, System};
 use std::cell::Cell;
 
-/// Counts the allocations of each thread.
-struct Counting;
-
 thread_local! {
+    /// Allocations of this thread.
     static N_ALLOCATIONS: Cell<u64> = const { Cell::new(0) };
 }
 
-fn count() {
+fn count(_: usize) {
     // A thread that ends has no counter any more.
     let _ = N_ALLOCATIONS.try_with(|n| n.set(n.get() + 1));
 }
 
-// SAFETY: every call goes to the system's allocator unchanged.
-unsafe impl GlobalAlloc for Counting {
-    unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
-        count();
-        // SAFETY: the caller keeps the contract.
-        unsafe { System.alloc(layout) }
-    }
-
-    unsafe fn dealloc(&self, pointer: *mut u8, layout: Layout) {
-        // SAFETY: the caller keeps the contract.
-        unsafe { System.dealloc(pointer, layout) }
-    }
-
-    unsafe fn realloc(&self, pointer: *mut u8, layout: Layout, size: usize) -> *mut u8 {
-        count();
-        // SAFETY: the caller keeps the contract.
-        unsafe { System.realloc(pointer, layout, size) }
-    }
-}
-
 #[global_allocator]
-static ALLOCATOR: Counting = Counting;
+static ALLOCATOR: Counting = Counting { took: count, gave: |_| () };
 
 /// The kernels of every instruction set that is there.
 fn all_kernels() -> Vec<Kernels> {

@@ -2,49 +2,30 @@
 //! beside bytes: nothing outside of the planes is read, and weights are computed once for each geometry.
 #![expect(unsafe_code, reason = "pages that must not be read, a counting allocator: see the safety comments")]
 
+mod counting;
+
+use counting::Counting;
 use fovea::frame::{
     ColorInfo, ColorMatrix, ColorRange, Letterbox, PictureError, PictureRef, PixelFormat, PlaneRef, Region, Rotation,
 };
-use fovea::kernels::{Isa, Kernels};
+use fovea::kernels::{Isa, Kernels, Pool};
 use fovea::preprocess::Preprocessor;
 use proptest::prelude::*;
-use std::alloc::{GlobalAlloc, Layout, System};
 use std::cell::Cell;
-
-/// Counts the allocations of each thread.
-struct Counting;
+use std::sync::Arc;
 
 thread_local! {
+    /// Allocations of this thread.
     static N_ALLOCATIONS: Cell<u64> = const { Cell::new(0) };
 }
 
-fn count() {
+fn count(_: usize) {
     // A thread that ends has no counter any more.
     let _ = N_ALLOCATIONS.try_with(|n| n.set(n.get() + 1));
 }
 
-// SAFETY: every call goes to the system's allocator unchanged.
-unsafe impl GlobalAlloc for Counting {
-    unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
-        count();
-        // SAFETY: the caller keeps the contract.
-        unsafe { System.alloc(layout) }
-    }
-
-    unsafe fn dealloc(&self, pointer: *mut u8, layout: Layout) {
-        // SAFETY: the caller keeps the contract.
-        unsafe { System.dealloc(pointer, layout) }
-    }
-
-    unsafe fn realloc(&self, pointer: *mut u8, layout: Layout, size: usize) -> *mut u8 {
-        count();
-        // SAFETY: the caller keeps the contract.
-        unsafe { System.realloc(pointer, layout, size) }
-    }
-}
-
 #[global_allocator]
-static ALLOCATOR: Counting = Counting;
+static ALLOCATOR: Counting = Counting { took: count, gave: |_| () };
 
 /// Calls `check` for the kernels of every instruction set that is there.
 fn for_each_isa(mut check: impl FnMut(Kernels)) {
@@ -402,6 +383,30 @@ proptest! {
             let got = run_turned(&before, dst, rotation, Kernels::default());
             let most = got.iter().zip(&plain).map(|(a, b)| a.abs_diff(*b)).max().unwrap_or(0);
             prop_assert!(most <= if format.is_yuv() { 4 } else { 1 }, "{format} {size:?} to {dst:?}, {rotation:?}: {most}");
+        }
+    }
+}
+
+/// Large pictures, whose rows are shared; fewer rows than threads among them.
+#[test]
+fn threads_change_nothing() {
+    let size = (1200, 900);
+    for format in [PixelFormat::Nv12, PixelFormat::Rgb] {
+        let size = if format == PixelFormat::Rgb { size } else { (2 * size.0, size.1) };
+        let planes = planes(format, size, 0, Content::Noise(8));
+        let picture = picture(format, size, ColorInfo::default(), &planes);
+        for (dst, threads) in [((96, 71), 2), ((50, 90), 3), ((40, 3), 5), ((64, 64), 1)] {
+            let pool = Pool::shared(threads).expect("threads");
+            for rotation in [Rotation::None, Rotation::Quarter, Rotation::Half] {
+                let want = run_turned(&picture, dst, rotation, Kernels::default());
+                let mut shared = Preprocessor::new(dst).turned(rotation).shared(Arc::clone(&pool));
+                for _ in 0..3 {
+                    let mut out = vec![7; dst.0 * dst.1 * 3];
+                    shared.run(&picture, &mut out);
+                    assert!(out == want, "{format} to {dst:?}, {rotation:?}, {threads} threads");
+                }
+                assert_eq!(shared.n_rebuilds(), 1);
+            }
         }
     }
 }

@@ -5,7 +5,7 @@ use super::ports::{Detect, DetectError, StageTimes};
 use crate::detection::Detection;
 use crate::executor::{Executor, LoadError, LoadOptions, MAX_FILE_LEN};
 use crate::frame::{Letterbox, PictureRef, View};
-use crate::kernels::Kernels;
+use crate::kernels::{Kernels, Pool};
 use crate::postprocess::{OptionError, PostprocessOptions, Postprocessor, Rules};
 use crate::preprocess::Preprocessor;
 use crate::retinanet::{Manifest, ManifestError};
@@ -140,8 +140,13 @@ impl Detector {
         let load = LoadOptions { threads, allow_float: options.allow_float, ..LoadOptions::default() };
         let executor = Executor::load(&bytes, &manifest, &load).map_err(|source| OpenError::Load { path, source })?;
         let (width, height) = (manifest.input.width, manifest.input.height);
+        let mut preprocessor = Preprocessor::new((width, height)).turned(options.view.rotation);
+        // The network's threads; where there are none, one thread does it all.
+        if let Ok(pool) = Pool::shared(threads) {
+            preprocessor = preprocessor.shared(pool);
+        }
         Ok(Self {
-            preprocessor: Preprocessor::new((width, height)).turned(options.view.rotation),
+            preprocessor,
             executor,
             postprocessor: Postprocessor::with_rules(&manifest, rules, Kernels::default()),
             view: options.view,

@@ -8,8 +8,9 @@ mod axis;
 
 use crate::frame::{ColorInfo, ColorMatrix, ColorRange, Letterbox, PictureRef, PixelFormat, Rotation};
 use crate::kernels::scalar::ColorCoefficients;
-use crate::kernels::{Component, Grid, Kernels, PictureKernel, PictureSpec, PlaneSpec, TapTable};
+use crate::kernels::{Component, Grid, Kernels, PictureKernel, PictureSpec, PlaneSpec, Pool, TapTable};
 use axis::axis;
+use std::sync::{Arc, Mutex, PoisonError};
 
 /// Value of the network input outside the picture.
 pub const PAD_VALUE: u8 = 114;
@@ -84,13 +85,26 @@ fn spec(format: PixelFormat, letterbox: Letterbox, rotation: Rotation) -> Pictur
 struct Geometry {
     format: PixelFormat,
     letterbox: Letterbox,
-    kernel: Box<dyn PictureKernel>,
+    /// One for each piece of the rows: any thread may do a piece, and each has buffers of its own.
+    pieces: Vec<Mutex<Box<dyn PictureKernel>>>,
     /// Rows that wait until there are enough to become columns; none where rows stay rows.
     band: Vec<u8>,
 }
 
 /// Rows of a band.
 const BAND_ROWS: usize = 16;
+
+/// Bytes from which on the rows of a picture are shared by threads: below, waking them takes as long.
+const MIN_SHARED_BYTES: usize = 2 << 20;
+
+/// Pieces of a picture at most, two for each thread.
+const MAX_PIECES: usize = 8;
+
+/// Bytes of a picture, without padding.
+fn n_bytes(picture: &PictureRef<'_>) -> usize {
+    let sizes = (0..3).filter_map(|plane_idx| picture.format.plane_size(plane_idx, picture.width, picture.height));
+    sizes.map(|size| size.row_bytes * size.rows).sum()
+}
 
 /// Fills the network input of one model. Weights and buffers are kept, so that a frame of the same size and format as
 /// the one before allocates nothing.
@@ -99,6 +113,8 @@ pub struct Preprocessor {
     dst: (usize, usize),
     rotation: Rotation,
     kernels: Kernels,
+    /// Threads that share the rows of large pictures.
+    pool: Option<Arc<Pool>>,
     geometry: Option<Geometry>,
     n_rebuilds: u64,
 }
@@ -113,13 +129,19 @@ impl Preprocessor {
     /// For a network input of `dst` pixels, by these kernels. All give the same bytes.
     #[must_use]
     pub const fn with_kernels(dst: (usize, usize), kernels: Kernels) -> Self {
-        Self { dst, rotation: Rotation::None, kernels, geometry: None, n_rebuilds: 0 }
+        Self { dst, rotation: Rotation::None, kernels, pool: None, geometry: None, n_rebuilds: 0 }
     }
 
     /// The same for pictures that are turned first.
     #[must_use]
     pub fn turned(self, rotation: Rotation) -> Self {
         Self { rotation, geometry: None, ..self }
+    }
+
+    /// The same, with the rows of large pictures shared by the threads of a pool.
+    #[must_use]
+    pub fn shared(self, pool: Arc<Pool>) -> Self {
+        Self { pool: Some(pool), geometry: None, ..self }
     }
 
     /// How often weights were computed: once for every change of size or format, the first picture included.
@@ -140,19 +162,25 @@ impl Preprocessor {
             self.geometry = None;
         }
         let (kernels, n_rebuilds) = (self.kernels, &mut self.n_rebuilds);
+        let is_large = n_bytes(picture) >= MIN_SHARED_BYTES;
+        let pool = self.pool.as_deref().filter(|pool| is_large && pool.threads() > 1 && !rotation.swaps_sides());
         let geometry = self.geometry.get_or_insert_with(|| {
             *n_rebuilds += 1;
+            let spec = spec(format, letterbox, rotation);
+            let n_pieces = pool.map_or(1, |pool| (2 * pool.threads()).min(MAX_PIECES));
+            let pieces = (0..n_pieces).map(|_| Mutex::new(kernels.prepare_picture(&spec))).collect();
             let band = if rotation.swaps_sides() { vec![0; BAND_ROWS * 3 * letterbox.resized.1] } else { Vec::new() };
-            Geometry { format, letterbox, kernel: kernels.prepare_picture(&spec(format, letterbox, rotation)), band }
+            Geometry { format, letterbox, pieces, band }
         });
         pad(&letterbox, out);
-        let Geometry { kernel, band, .. } = geometry;
+        let Geometry { pieces, band, .. } = geometry;
         let planes = [picture.plane(0), picture.plane(1), picture.plane(2)];
         let matrix = coefficients(picture.color);
         let ((left, top), (width, height)) = (letterbox.pad, letterbox.resized);
         let stride = 3 * self.dst.0;
         let inside = &mut out[top * stride + 3 * left..];
         if rotation.swaps_sides() {
+            let kernel = pieces[0].get_mut().unwrap_or_else(PoisonError::into_inner);
             let row_bytes = 3 * height;
             for first in (0..width).step_by(BAND_ROWS) {
                 let band = &mut band[..row_bytes * BAND_ROWS.min(width - first)];
@@ -161,10 +189,27 @@ impl Preprocessor {
                 }
                 kernels.rows_to_columns(band, row_bytes, &mut inside[3 * first..], stride);
             }
-        } else {
-            for (y, row) in inside.chunks_mut(stride).enumerate().take(height) {
+            return letterbox;
+        }
+        let n_rows = height.div_ceil(pieces.len());
+        let mut rest = inside;
+        let parts: [Mutex<&mut [u8]>; MAX_PIECES] = std::array::from_fn(|_| {
+            let whole = std::mem::take(&mut rest);
+            let (part, later) = whole.split_at_mut((n_rows * stride).min(whole.len()));
+            rest = later;
+            Mutex::new(part)
+        });
+        // Nobody waits: a piece is done once, by one thread.
+        let do_piece = |idx: usize| {
+            let mut kernel = pieces[idx].lock().unwrap_or_else(PoisonError::into_inner);
+            let mut part = parts[idx].lock().unwrap_or_else(PoisonError::into_inner);
+            for (y, row) in (idx * n_rows..height).zip(part.chunks_mut(stride)) {
                 kernel.row(y, planes, &matrix, &mut row[..3 * width]);
             }
+        };
+        match pool {
+            Some(pool) => pool.run(pieces.len(), &do_piece),
+            None => do_piece(0),
         }
         letterbox
     }

@@ -2,8 +2,10 @@
 //! and the stated limits (`src/executor/limits.rs`) do not account for.
 //!
 //! Seeded: the same files on every machine. `FOVEA_FUZZ_ROUNDS=N` multiplies their number.
-#![expect(unsafe_code, reason = "a counting allocator is an unsafe trait")]
 
+#[path = "../counting/mod.rs"]
+#[expect(unsafe_code, reason = "an allocator is an unsafe trait")]
+mod counting;
 mod damage;
 mod limits;
 mod mutate;
@@ -12,16 +14,13 @@ mod stages;
 #[expect(dead_code, reason = "written for the tests of the commands too")]
 mod tiny;
 
-use std::alloc::{GlobalAlloc, Layout, System};
+use counting::Counting;
 use std::cell::Cell;
 
 thread_local! {
-    /// Bytes that this thread has now, and had at most.
+    /// Bytes that this thread has now, and had at most: each thread on its own, tests run side by side.
     static HELD: Cell<(usize, usize)> = const { Cell::new((0, 0)) };
 }
-
-/// Counts the bytes of each thread on its own: tests run side by side.
-struct Counting;
 
 fn took(bytes: usize) {
     // A thread that ends has no counters any more.
@@ -39,37 +38,8 @@ fn gave(bytes: usize) {
     });
 }
 
-// SAFETY: every call goes to the system's allocator unchanged.
-unsafe impl GlobalAlloc for Counting {
-    unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
-        took(layout.size());
-        // SAFETY: the caller keeps the contract.
-        unsafe { System.alloc(layout) }
-    }
-
-    unsafe fn alloc_zeroed(&self, layout: Layout) -> *mut u8 {
-        took(layout.size());
-        // SAFETY: the caller keeps the contract.
-        unsafe { System.alloc_zeroed(layout) }
-    }
-
-    unsafe fn dealloc(&self, pointer: *mut u8, layout: Layout) {
-        gave(layout.size());
-        // SAFETY: the caller keeps the contract.
-        unsafe { System.dealloc(pointer, layout) }
-    }
-
-    unsafe fn realloc(&self, pointer: *mut u8, layout: Layout, size: usize) -> *mut u8 {
-        // Old and new may be there together.
-        took(size);
-        gave(layout.size());
-        // SAFETY: the caller keeps the contract.
-        unsafe { System.realloc(pointer, layout, size) }
-    }
-}
-
 #[global_allocator]
-static ALLOCATOR: Counting = Counting;
+static ALLOCATOR: Counting = Counting { took, gave };
 
 /// What `work` gives, and how many bytes this thread took for it at most.
 fn most_bytes<T>(work: impl FnOnce() -> T) -> (T, usize) {

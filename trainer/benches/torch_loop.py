@@ -92,7 +92,7 @@ class Loop:
         model = config["model"]
         anchors = model["anchors"]
         n_anchors = len(anchors["scales"]) * len(anchors["aspect_ratios"])
-        self.network = RetinaNet(model, n_anchors).to(memory_format=torch.channels_last).train()
+        self.network = RetinaNet(model, n_anchors).to(memory_format=torch.channels_last)
         backbone = [p for name, p in self.network.named_parameters() if name.startswith(("stem", "stages"))]
         rest = [p for name, p in self.network.named_parameters() if not name.startswith(("stem", "stages"))]
         groups = [{"params": backbone, "lr": config["lr"] * config["backbone_lr"]}, {"params": rest, "lr": config["lr"]}]
@@ -104,7 +104,8 @@ class Loop:
         torch.manual_seed(1)
         self.images = torch.randint(0, 256, (n, height, width, 3), dtype=torch.uint8)
         with torch.no_grad():
-            shape = self.network(self.images[:1])[0].shape
+            shape = self.network.eval()(self.images[:1])[0].shape
+        self.network.train()
         self.target = torch.zeros(n, *shape[1:])
         self.places = torch.randperm(n * shape[1])[: 20 * n]
         self.target.view(-1, shape[2])[self.places, 0] = 1

@@ -5,7 +5,9 @@ mod degrade;
 pub use degrade::Degradation;
 
 use crate::frame::{MAX_SIDE, PictureRef};
+use image::metadata::Orientation;
 use image::{DynamicImage, ImageDecoder, ImageReader, Limits};
+use std::fs::File;
 use std::io;
 use std::path::{Path, PathBuf};
 
@@ -73,18 +75,43 @@ pub fn open(path: &Path) -> Result<RgbPicture, ImageError> {
     decode(&bytes).map_err(|reason| ImageError::Decode { path: path.to_owned(), reason })
 }
 
-/// Decodes the content of a picture file.
+/// Width and height of the picture that [`open`] would give, from the head of the file.
 ///
 /// # Errors
-/// What the decoder says.
-pub fn decode(bytes: &[u8]) -> Result<RgbPicture, String> {
-    let mut reader = ImageReader::new(io::Cursor::new(bytes)).with_guessed_format().map_err(|error| error.to_string())?;
+/// [`ImageError`] naming the file.
+pub fn size(path: &Path) -> Result<(usize, usize), ImageError> {
+    let file = File::open(path).map_err(|source| ImageError::Read { path: path.to_owned(), source })?;
+    let size = || -> Result<(u32, u32), String> {
+        let mut decoder = decoder(io::BufReader::new(file))?;
+        let (width, height) = decoder.dimensions();
+        let orientation = decoder.orientation().map_err(|error| error.to_string())?;
+        let is_turned = matches!(
+            orientation,
+            Orientation::Rotate90 | Orientation::Rotate270 | Orientation::Rotate90FlipH | Orientation::Rotate270FlipH
+        );
+        Ok(if is_turned { (height, width) } else { (width, height) })
+    };
+    let (width, height) = size().map_err(|reason| ImageError::Decode { path: path.to_owned(), reason })?;
+    Ok((width as usize, height as usize))
+}
+
+/// Reads the head of a picture file.
+fn decoder<'a>(source: impl io::BufRead + io::Seek + 'a) -> Result<impl ImageDecoder + 'a, String> {
+    let mut reader = ImageReader::new(source).with_guessed_format().map_err(|error| error.to_string())?;
     let side = u32::try_from(MAX_SIDE).unwrap_or(u32::MAX);
     let mut limits = Limits::default();
     limits.max_image_width = Some(side);
     limits.max_image_height = Some(side);
     reader.limits(limits);
-    let mut decoder = reader.into_decoder().map_err(|error| error.to_string())?;
+    reader.into_decoder().map_err(|error| error.to_string())
+}
+
+/// Decodes the content of a picture file.
+///
+/// # Errors
+/// What the decoder says.
+pub fn decode(bytes: &[u8]) -> Result<RgbPicture, String> {
+    let mut decoder = decoder(io::Cursor::new(bytes))?;
     let orientation = decoder.orientation().map_err(|error| error.to_string())?;
     let mut picture = DynamicImage::from_decoder(decoder).map_err(|error| error.to_string())?;
     picture.apply_orientation(orientation);

@@ -104,11 +104,26 @@ pub fn evaluate(
     options: &EvaluateOptions,
     progress: &(dyn Fn(usize, usize) + Sync),
 ) -> Result<Evaluation, EvaluateError> {
-    let manifest = read_manifest(model_dir)?;
     let path = data_dir.join("annotations.json");
     let text = std::fs::read_to_string(&path).map_err(|source| EvaluateError::Read { path: path.clone(), source })?;
-    let mut dataset = CocoDataset::parse(&text).map_err(|source| EvaluateError::Dataset { path: path.clone(), source })?;
+    let dataset = CocoDataset::parse(&text).map_err(|source| EvaluateError::Dataset { path: path.clone(), source })?;
     drop(text);
+    evaluate_dataset(model_dir, dataset, (&path, &data_dir.join("images")), options, progress)
+}
+
+/// As [`evaluate`], of a data set that is read already: `paths` are those of its labels, for errors, and of its pictures.
+///
+/// # Errors
+/// [`EvaluateError`] naming the file and what is wrong with it.
+pub fn evaluate_dataset(
+    model_dir: &Path,
+    mut dataset: CocoDataset,
+    paths: (&Path, &Path),
+    options: &EvaluateOptions,
+    progress: &(dyn Fn(usize, usize) + Sync),
+) -> Result<Evaluation, EvaluateError> {
+    let manifest = read_manifest(model_dir)?;
+    let (path, images_dir) = paths;
     if let Some(limit) = options.limit {
         keep_first(&mut dataset, limit);
     }
@@ -116,7 +131,7 @@ pub fn evaluate(
     let categories: Vec<Option<u32>> = manifest.classes.iter().map(category_of).collect();
     if categories.iter().all(Option::is_none) {
         let names = dataset.categories.iter().map(|category| category.name.clone()).collect();
-        return Err(EvaluateError::Classes { path, dataset: names, model: manifest.classes });
+        return Err(EvaluateError::Classes { path: path.to_owned(), dataset: names, model: manifest.classes });
     }
     let (known, unknown_to_model) =
         std::mem::take(&mut dataset.categories).into_iter().partition(|category| manifest.classes.contains(&category.name));
@@ -141,9 +156,8 @@ pub fn evaluate(
     for _ in 0..threads {
         detectors.push(Detector::open(model_dir, &detector_options)?);
     }
-    let images_dir = data_dir.join("images");
     let mut evaluator = CocoEvaluator::new(&dataset);
-    for (image_idx, scored) in detect_all(detectors, &dataset.images, &images_dir, options.degrade, &categories, progress)? {
+    for (image_idx, scored) in detect_all(detectors, &dataset.images, images_dir, options.degrade, &categories, progress)? {
         evaluator.add(dataset.images[image_idx].id, &scored)?;
     }
     Ok(Evaluation {

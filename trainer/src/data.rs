@@ -1,5 +1,6 @@
-//! Labelled pictures: COCO annotations, partial and scored labels, decoded pictures in memory.
+//! Labelled pictures: annotations, partial and scored labels, decoded pictures in memory.
 
+use crate::formats::{Format, Labelled};
 use anyhow::{Context, Result, bail};
 use fovea::detection::BBox;
 use fovea::eval::CocoDataset;
@@ -50,35 +51,46 @@ pub(crate) struct ScoreBands {
     pub(crate) ignore: f64,
 }
 
-/// A folder with `annotations.json` and `images/`.
+/// A data set: labels and where their pictures are.
 pub(crate) struct Folder {
-    /// The folder.
+    /// What the user named.
     pub(crate) dir: PathBuf,
-    /// Its annotations.
+    /// Folder of the pictures.
+    images: PathBuf,
+    /// Its labels.
     pub(crate) coco: CocoDataset,
 }
 
 impl Folder {
-    /// Reads the annotations of a folder.
+    /// Reads the labels of a data set in any format that is known.
     pub(crate) fn open(dir: &Path) -> Result<Self> {
-        Ok(Self { dir: dir.to_owned(), coco: read_coco(&dir.join("annotations.json"))? })
+        Self::open_as(dir, Format::detect(dir)?)
+    }
+
+    /// Reads the labels of a data set.
+    pub(crate) fn open_as(dir: &Path, format: Format) -> Result<Self> {
+        let Labelled { coco, images } = format.read(dir)?;
+        Ok(Self { dir: dir.to_owned(), images, coco })
+    }
+
+    /// Folder of the pictures.
+    pub(crate) fn images_dir(&self) -> &Path {
+        &self.images
     }
 
     /// Path of a picture.
     pub(crate) fn image_path(&self, file_name: &str) -> PathBuf {
-        self.dir.join("images").join(file_name)
+        self.images.join(file_name)
     }
-}
-
-fn read_coco(path: &Path) -> Result<CocoDataset> {
-    let text = std::fs::read_to_string(path).with_context(|| {
-        format!("cannot read {}; a data set is a folder with annotations.json (COCO) and images/", path.display())
-    })?;
-    CocoDataset::parse(&text).with_context(|| path.display().to_string())
 }
 
 /// Pictures of a folder and of the folders in it: names within the folder, in order.
 pub(crate) fn list_pictures(dir: &Path) -> Result<Vec<String>> {
+    list_files(dir, &images::EXTENSIONS)
+}
+
+/// Files with one of these extensions, lower case: names within the folder, in order.
+pub(crate) fn list_files(dir: &Path, extensions: &[&str]) -> Result<Vec<String>> {
     let mut names = Vec::new();
     let mut open = vec![PathBuf::new()];
     while let Some(folder) = open.pop() {
@@ -88,7 +100,7 @@ pub(crate) fn list_pictures(dir: &Path) -> Result<Vec<String>> {
             let name = folder.join(entry.file_name());
             if entry.file_type()?.is_dir() {
                 open.push(name);
-            } else if name.extension().is_some_and(|ext| images::EXTENSIONS.contains(&&*ext.to_string_lossy().to_lowercase())) {
+            } else if name.extension().is_some_and(|ext| extensions.contains(&&*ext.to_string_lossy().to_lowercase())) {
                 names.push(name.to_string_lossy().into_owned());
             }
         }
@@ -110,7 +122,7 @@ pub(crate) fn load(folder: &Folder, classes: &[String], pseudo: Option<&Path>, b
     if let Some(missing) = classes.iter().find(|class| !folder.coco.categories.iter().any(|c| &c.name == *class))
         && pseudo.is_none()
     {
-        bail!("{}: no category is called {missing:?}", folder.dir.join("annotations.json").display());
+        bail!("{}: no category is called {missing:?}", folder.dir.display());
     }
     let mut labels: HashMap<u64, Vec<Label>> = HashMap::new();
     let mut add = |coco: &CocoDataset, class_of: &HashMap<u32, usize>| {

@@ -23,13 +23,25 @@ pub(crate) const COLORS: [RGBColor; 8] = [
 
 /// Draws a picture of `size` pixels into a PNG file.
 pub(crate) fn draw(path: &Path, size: (u32, u32), with: impl FnOnce(&Area<'_>) -> Result<()>) -> Result<()> {
-    // Registered once for the process; a second time is refused and changes nothing.
-    let _ = register_font("sans-serif", FontStyle::Normal, dejavu::sans::regular());
+    register();
     let area = BitMapBackend::new(path, size).into_drawing_area();
     area.fill(&WHITE)?;
     with(&area)?;
     area.present().with_context(|| format!("cannot write {}", path.display()))?;
     Ok(())
+}
+
+/// Draws over RGB pixels of a picture of `size`.
+pub(crate) fn draw_over(pixels: &mut [u8], size: (u32, u32), with: impl FnOnce(&Area<'_>) -> Result<()>) -> Result<()> {
+    register();
+    let area = BitMapBackend::with_buffer(pixels, size).into_drawing_area();
+    with(&area)?;
+    Ok(area.present()?)
+}
+
+/// Makes the font known. Once for the process; a second time is refused and changes nothing.
+fn register() {
+    let _ = register_font("sans-serif", FontStyle::Normal, dejavu::sans::regular());
 }
 
 /// A line of text, its left end and middle at `at`.

@@ -13,6 +13,7 @@
 #![cfg_attr(not(feature = "train"), allow(dead_code, reason = "what only training uses is tested without libtorch too"))]
 #![allow(clippy::print_stdout, reason = "a command line program: results go to stdout")]
 
+mod anchor_fit;
 mod augment;
 #[cfg(feature = "train")]
 mod batches;
@@ -30,15 +31,16 @@ mod data;
 mod degrade;
 #[cfg(feature = "train")]
 mod distill;
+mod duplicates;
 mod equalize;
 #[cfg(feature = "train")]
 mod evaluate;
 mod export;
-#[cfg(feature = "train")]
 mod figure;
 #[cfg(feature = "train")]
 mod fit;
 mod fold;
+mod formats;
 mod fusion;
 mod gate;
 mod graph;

@@ -474,3 +474,111 @@ fn a_table_of_variants_is_run_once() {
     assert_eq!(other.status.code(), Some(2), "{}", stderr(&other));
     assert!(stderr(&other).contains("other settings"), "{}", stderr(&other));
 }
+
+/// The small data set in YOLO format, as the README lays it out: `mydata/{images,labels}/{train,val}`, `mydata/data.yaml`.
+fn yolo_data(dir: &Path) {
+    let coco = data_set(&dir.join("coco"));
+    for split in ["train", "val"] {
+        let out = dir.join(split);
+        let convert = program().args(["data", "convert", "--to", "yolo", "--data"]).arg(&coco).arg("--out").arg(&out).output();
+        assert_done(&convert.unwrap());
+        for kind in ["images", "labels"] {
+            std::fs::create_dir_all(dir.join("mydata").join(kind)).unwrap();
+            std::fs::rename(out.join(kind), dir.join("mydata").join(kind).join(split)).unwrap();
+        }
+        std::fs::rename(out.join("data.yaml"), dir.join("mydata/data.yaml")).unwrap();
+    }
+}
+
+/// Commands of the first block under a heading of the README, as words.
+fn readme_commands(heading: &str) -> Vec<Vec<String>> {
+    let readme = std::fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join("../README.md")).unwrap();
+    let block = readme.split_once(heading).unwrap().1.split_once("```sh\n").unwrap().1.split_once("```").unwrap().0;
+    let words = |line: &str| line.split(" #").next().unwrap().split_whitespace().map(str::to_owned).collect();
+    block.replace("\\\n", " ").lines().map(words).collect()
+}
+
+/// What a stranger types, as the README has it, with a smaller network and fewer steps: from YOLO labels to a running model.
+#[test]
+fn the_readme_leads_from_labels_to_a_running_model() {
+    let dir = tempfile::tempdir().unwrap();
+    yolo_data(dir.path());
+    let commands = readme_commands("\n## Train your own\n");
+    assert_eq!(commands.len(), 5, "{commands:?}");
+    let small = "--backbone edgelite --width-channels 16 --head-depth 1 --width 96 --height 64 --batch 4 --threads 1 --device cpu \
+                 --iterations 200 --lr 0.004 --mosaic 0";
+    for words in &commands {
+        let runs_fovea = words[0].ends_with("/fovea");
+        let fovea = Path::new(env!("CARGO_BIN_EXE_fovea-train")).with_file_name("fovea");
+        if runs_fovea && !fovea.exists() {
+            eprintln!("skipped: fovea run ({} is not built)", fovea.display());
+            continue;
+        }
+        let mut command = if runs_fovea { Command::new(&fovea) } else { program() };
+        command.current_dir(dir.path());
+        let mut words = words.iter().skip(1);
+        while let Some(word) = words.next() {
+            match word.as_str() {
+                // Weights for another network, and the number of steps for another size.
+                "--init" | "--iterations" => drop(words.next()),
+                "fit" => drop(command.arg("fit").args(small.split_whitespace())),
+                "eval" => drop(command.args(["eval", "--device", "cpu"])),
+                "quantize" => drop(command.args(["quantize", "--accept-loss"])),
+                "street.mp4" => drop(command.arg("mydata/images/val")),
+                "annotated.mp4" => drop(command.args(["none", "--detections", "found.jsonl"])),
+                word => drop(command.arg(word)),
+            }
+        }
+        let output = command.output().unwrap();
+        if runs_fovea && stderr(&output).contains("has no GStreamer") {
+            eprintln!("skipped: fovea run ({} is built without it)", fovea.display());
+            continue;
+        }
+        assert_done(&output);
+        if runs_fovea {
+            let found = std::fs::read_to_string(dir.path().join("found.jsonl")).unwrap();
+            assert!(found.contains("\"red\"") && found.contains("\"green\""), "{found}");
+        }
+    }
+    let labels = std::fs::read_to_string(dir.path().join("models/mine/labels.txt")).unwrap();
+    assert_eq!(labels, "red\ngreen\n");
+    // What it does wrong on a sheet, and what there is in numbers.
+    for args in [
+        ["sheet", "--data", "mydata/images/val", "--worst", "models/mine", "--out", "sheet.png"].as_slice(),
+        &["stats", "--data", "mydata/images/train", "--out", "stats.png"],
+    ] {
+        assert_done(&program().current_dir(dir.path()).arg("data").args(args).output().unwrap());
+        assert!(fovea::images::open(&dir.path().join(args[args.len() - 1])).unwrap().width > 500, "{args:?}");
+    }
+}
+
+#[test]
+fn tuning_halves_its_trials_and_goes_on_where_it_stopped() {
+    let dir = tempfile::tempdir().unwrap();
+    let data = data_set(&dir.path().join("data"));
+    let out = dir.path().join("tuned");
+    let tune = || {
+        let mut command = program();
+        command.args(["tune", "--trials", "3", "--iterations", "30", "--sizes", "128x64", "--out"]).arg(&out).arg("--");
+        // The options of `fit`, without its name and without --out.
+        let fit = small_fit(&data, &dir.path().join("unused"));
+        let options: Vec<_> = fit.get_args().skip(1).collect();
+        command.args(&options[..options.len() - 2]).arg("--val").arg(&data).output().unwrap()
+    };
+    assert_done(&tune());
+    let table = std::fs::read_to_string(out.join("tune.md")).unwrap();
+    let steps: Vec<&str> = table.lines().skip(6).filter_map(|line| line.split('|').nth(2)).map(str::trim).collect();
+    assert_eq!(steps, ["30", "10", "10"], "{table}");
+    // The last measurement is taken back: it is made again, and nothing else.
+    let state = out.join("tune.json");
+    let mut known: serde_json::Value = serde_json::from_str(&std::fs::read_to_string(&state).unwrap()).unwrap();
+    for trial in known["trials"].as_array_mut().unwrap().iter_mut().filter(|trial| trial["steps"] == 30) {
+        trial["rounds"].as_array_mut().unwrap().pop();
+    }
+    std::fs::write(&state, known.to_string()).unwrap();
+    let again = tune();
+    assert_done(&again);
+    let rounds: Vec<String> = stderr(&again).lines().filter(|line| line.starts_with("round ")).map(str::to_owned).collect();
+    assert!(rounds.len() == 1 && rounds[0].starts_with("round 2 of 2"), "{rounds:?}");
+    assert_eq!(std::fs::read_to_string(out.join("tune.md")).unwrap(), table);
+}

@@ -38,7 +38,7 @@ pub(crate) struct Args {
     threads: Option<usize>,
 }
 
-fn size(text: &str) -> Result<(usize, usize), String> {
+pub(super) fn size(text: &str) -> Result<(usize, usize), String> {
     let parse = || text.split_once('x').and_then(|(w, h)| Some((w.parse().ok()?, h.parse().ok()?)));
     parse().ok_or_else(|| format!("{text:?}: expected WIDTHxHEIGHT, such as 512x288"))
 }

@@ -33,7 +33,7 @@ pub(crate) enum Preset {
   fovea-train fit --resume --out runs/first
   fovea-train fit --data mydata/train --out runs/small --backbone edgelite --teacher runs/first
 
-A data set is a folder with annotations.json (COCO) and images/. Ctrl-C writes a checkpoint and stops; --resume goes on
+A data set is a folder in COCO, YOLO, Pascal VOC, Open Images or CVAT format. Ctrl-C writes a checkpoint and stops; --resume goes on
 from it as if it had never stopped.")]
 pub(crate) struct Args {
     /// Folder of the run: settings, checkpoint, weights, curve.
@@ -295,8 +295,7 @@ impl Settings {
             set(&mut config.checkpoint_every, self.checkpoint_every);
             return Ok(config);
         }
-        let data =
-            self.data.clone().ok_or_else(|| Request("--data is missing: a folder with annotations.json and images/".into()))?;
+        let data = self.data.clone().ok_or_else(|| Request("--data is missing: the folder of a data set".into()))?;
         let is_paper = self.preset == Preset::Paper;
         let classes = if self.classes.is_empty() {
             Folder::open(&data)?.coco.categories.into_iter().map(|category| category.name).collect()

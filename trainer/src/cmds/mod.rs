@@ -7,6 +7,10 @@ mod average;
 mod bench;
 mod card;
 mod data;
+mod data_check;
+mod data_convert;
+mod data_sheet;
+mod data_stats;
 #[cfg(feature = "train")]
 mod eval;
 mod export;
@@ -15,6 +19,8 @@ mod fit;
 mod import;
 mod pseudo_label;
 mod quantize;
+#[cfg(feature = "train")]
+mod tune;
 
 use anyhow::Result;
 use clap::{Parser, Subcommand};
@@ -55,7 +61,10 @@ pub(crate) enum Command {
     Import(import::Args),
     /// Measure model folders: the figures of their cards.
     Card(card::Args),
-    /// Look at data sets.
+    /// Search for the learning rate, augmentation and input size that suit a data set.
+    #[cfg(feature = "train")]
+    Tune(tune::Args),
+    /// Check, convert and look at data sets.
     Data(data::Args),
 }
 
@@ -82,6 +91,8 @@ impl Command {
             Self::PseudoLabel(args) => args.run(),
             Self::Import(args) => args.run(),
             Self::Card(args) => args.run(),
+            #[cfg(feature = "train")]
+            Self::Tune(args) => args.run(),
             Self::Data(args) => args.run(),
         }
     }

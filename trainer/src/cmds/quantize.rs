@@ -17,7 +17,7 @@ use anyhow::{Context, Result, bail};
 use fovea::executor::onnx;
 use fovea::images::Degradation;
 use fovea::pipeline::detector::hex;
-use fovea::pipeline::evaluate::{EvaluateOptions, Evaluation, evaluate};
+use fovea::pipeline::evaluate::{EvaluateOptions, Evaluation, evaluate_dataset};
 use sha2::{Digest, Sha256};
 use std::collections::HashMap;
 use std::fmt::Write as _;
@@ -336,7 +336,9 @@ pub(super) fn write_model(dir: &Path, spec: &ModelSpec, name: &str, network: &[u
 pub(super) fn measure(model_dir: &Path, data: &Path, degrade: Option<Degradation>, what: &str) -> Result<Evaluation> {
     let bar = progress(0, what);
     let options = EvaluateOptions { allow_float: true, degrade, ..EvaluateOptions::default() };
-    let found = evaluate(model_dir, data, &options, &|done, total| {
+    let data = Folder::open(data)?;
+    let paths = (&*data.dir, data.images_dir());
+    let found = evaluate_dataset(model_dir, data.coco.clone(), paths, &options, &|done, total| {
         bar.set_length(total as u64);
         bar.set_position(done as u64);
     });

@@ -1,0 +1,59 @@
+//! `fovea-train data convert`.
+
+use crate::cmds::Request;
+use crate::data::{Folder, progress};
+use crate::formats::Format;
+use anyhow::{Context, Result};
+use std::path::PathBuf;
+
+/// Arguments of `fovea-train data convert`.
+#[derive(Debug, clap::Args)]
+#[command(after_help = "Example:
+  fovea-train data convert --data VOC2012 --to coco --out voc-as-coco
+
+Pictures are copied, unless --out is --data itself and they are in their place already.")]
+pub(crate) struct Args {
+    /// The data set.
+    #[arg(long)]
+    data: PathBuf,
+    /// Its format. [default: by what there is]
+    #[arg(long, value_enum)]
+    from: Option<Format>,
+    /// Format to write.
+    #[arg(long, value_enum)]
+    to: Format,
+    /// Folder to write.
+    #[arg(long)]
+    out: PathBuf,
+}
+
+impl Args {
+    /// Converts.
+    pub(crate) fn run(self) -> Result<()> {
+        let format = self.from.map_or_else(|| Format::detect(&self.data), Ok)?;
+        if format == self.to && self.data == self.out {
+            return Err(Request("--out is --data and --to is its format: there is nothing to do".into()).into());
+        }
+        let folder = Folder::open_as(&self.data, format)?;
+        let images = self.to.images_dir(&self.out);
+        std::fs::create_dir_all(&images).with_context(|| format!("cannot make the folder {}", images.display()))?;
+        if images.canonicalize()? != folder.images_dir().canonicalize()? {
+            let bar = progress(folder.coco.images.len(), "copying");
+            for image in &folder.coco.images {
+                let (from, to) = (folder.image_path(&image.file_name), images.join(&image.file_name));
+                if let Some(dir) = to.parent() {
+                    std::fs::create_dir_all(dir).with_context(|| format!("cannot make the folder {}", dir.display()))?;
+                }
+                std::fs::copy(&from, &to).with_context(|| format!("cannot copy {} to {}", from.display(), to.display()))?;
+                bar.inc(1);
+            }
+            bar.finish_and_clear();
+        }
+        self.to.write(&self.out, &folder.coco)?;
+        for lost in self.to.losses(&folder.coco) {
+            eprintln!("warning: {:?} cannot say {lost}", self.to);
+        }
+        println!("{}: {} pictures, {} boxes", self.out.display(), folder.coco.images.len(), folder.coco.annotations.len());
+        Ok(())
+    }
+}

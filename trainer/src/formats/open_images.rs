@@ -1,0 +1,181 @@
+//! Open Images: a CSV of boxes as shares of the picture's sides, a CSV of class names, and a CSV of labels that people have
+//! verified for whole pictures.
+//!
+//! A class is completely boxed in a picture if it was verified there, as present or as absent; of other classes nothing is
+//! known (Kuznetsova et al. 2020, section 2.2). Without the CSV of verified labels, only boxed classes count as verified.
+
+use super::{Labelled, Reader, Writer, by_stem, csv, edges, read as read_text, size_of, stem, write as write_text};
+use anyhow::{Result, anyhow};
+use fovea::eval::CocoDataset;
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::fs::File;
+use std::io::{BufRead, BufReader};
+use std::path::{Path, PathBuf};
+
+/// The CSV of boxes.
+pub(super) fn boxes_of(dir: &Path) -> Option<PathBuf> {
+    csv_with(dir, true)
+}
+
+/// The first CSV with labels of pictures, and with boxes or without.
+fn csv_with(dir: &Path, has_boxes: bool) -> Option<PathBuf> {
+    let names = crate::data::list_files(dir, &["csv"]).ok()?;
+    names.into_iter().map(|name| dir.join(name)).find(|path| {
+        // The files have millions of lines; the first one tells.
+        let mut header = String::new();
+        let is_read = File::open(path).and_then(|file| BufReader::new(file).read_line(&mut header)).is_ok();
+        let columns = csv::rows(&header).pop().unwrap_or_default();
+        let has = |column: &str| columns.iter().any(|found| found == column);
+        is_read && has("ImageID") && has("LabelName") && has("XMin") == has_boxes
+    })
+}
+
+/// Rows of a CSV, with access by column name.
+struct Table {
+    path: PathBuf,
+    columns: HashMap<String, usize>,
+    rows: Vec<Vec<String>>,
+}
+
+impl Table {
+    fn read(path: &Path) -> Result<Self> {
+        let mut rows = csv::rows(&read_text(path)?);
+        let header = if rows.is_empty() { Vec::new() } else { rows.remove(0) };
+        Ok(Self { path: path.to_owned(), columns: header.into_iter().zip(0..).collect(), rows })
+    }
+
+    fn text<'a>(&self, row: &'a [String], column: &str) -> Option<&'a str> {
+        row.get(*self.columns.get(column)?).map(String::as_str)
+    }
+
+    fn number(&self, row: &[String], column: &str) -> Result<f64> {
+        let found = self.text(row, column).and_then(|text| text.parse().ok());
+        found.ok_or_else(|| anyhow!("{}: `{column}` is not a number in the row {}", self.path.display(), row.join(",")))
+    }
+}
+
+pub(super) fn read(dir: &Path) -> Result<Labelled> {
+    let path = boxes_of(dir).ok_or_else(|| anyhow!("{}: no CSV with the columns ImageID, LabelName, XMin", dir.display()))?;
+    let boxes = Table::read(&path)?;
+    let names = class_names(dir, &path)?;
+    let pictures = if dir.join("images").is_dir() { dir.join("images") } else { dir.to_owned() };
+    let files = by_stem(&pictures)?;
+    let mut reader = Reader::default();
+    let mut categories: BTreeMap<&str, u32> = BTreeMap::new();
+    let mut image_of: HashMap<&str, (u64, (f64, f64))> = HashMap::new();
+    let mut verified: HashMap<u64, BTreeSet<u32>> = HashMap::new();
+    for row in &boxes.rows {
+        let (Some(id), Some(label)) = (boxes.text(row, "ImageID"), boxes.text(row, "LabelName")) else { continue };
+        // The CSVs are of all pictures; a folder may have a part of them.
+        let Some(file) = files.get(id) else { continue };
+        if !image_of.contains_key(id) {
+            let (width, height) = size_of(&pictures.join(file))?;
+            image_of.insert(id, (reader.image(file.clone(), (width, height)), (width as f64, height as f64)));
+        }
+        let (image, (w, h)) = image_of[id];
+        let category =
+            *categories.entry(label).or_insert_with(|| reader.category(names.get(label).map_or(label, String::as_str)));
+        let edge = |column: &str| boxes.number(row, column);
+        let bbox = [edge("XMin")? * w, edge("YMin")? * h, edge("XMax")? * w, edge("YMax")? * h];
+        let is_group = boxes.text(row, "IsGroupOf") == Some("1");
+        let score = boxes.number(row, "Confidence").ok().filter(|score| (0.0..1.0).contains(score));
+        let annotation = reader.add(image, category, bbox);
+        (annotation.iscrowd, annotation.score) = (u8::from(is_group), score);
+        verified.entry(image).or_default().insert(category);
+    }
+    if let Some(path) = csv_with(dir, false) {
+        let labels = Table::read(&path)?;
+        for row in &labels.rows {
+            let (Some(id), Some(label)) = (labels.text(row, "ImageID"), labels.text(row, "LabelName")) else { continue };
+            if let (Some((image, _)), Some(&category)) = (image_of.get(id), categories.get(label)) {
+                verified.entry(*image).or_default().insert(category);
+            }
+        }
+    }
+    for image in &mut reader.coco.images {
+        image.exhaustive_category_ids = verified.get(&image.id).map(|ids| ids.iter().copied().collect());
+    }
+    Ok(reader.finish(pictures, false))
+}
+
+/// Names by label: from the CSV of two columns that begins with a label such as `/m/01g317`.
+fn class_names(dir: &Path, boxes: &Path) -> Result<HashMap<String, String>> {
+    for name in crate::data::list_files(dir, &["csv"])? {
+        let path = dir.join(name);
+        if path == boxes {
+            continue;
+        }
+        let rows = csv::rows(&read_text(&path)?);
+        // Newer ones have a header.
+        if rows.iter().take(2).any(|row| row.len() == 2 && row[0].starts_with('/')) {
+            return Ok(rows
+                .into_iter()
+                .filter_map(|row| <[String; 2]>::try_from(row).ok())
+                .map(|[id, name]| (id, name))
+                .collect());
+        }
+    }
+    Ok(HashMap::new())
+}
+
+pub(super) fn write(dir: &Path, coco: &CocoDataset) -> Result<()> {
+    let writer = Writer::new(coco);
+    let label = |id: u32| format!("/fovea/{id}");
+    let mut boxes = csv::line(["ImageID", "Source", "LabelName", "Confidence", "XMin", "XMax", "YMin", "YMax", "IsGroupOf"]);
+    let mut verified = csv::line(["ImageID", "Source", "LabelName", "Confidence"]);
+    for image in &coco.images {
+        let id = stem(&image.file_name);
+        let share = |value: f64, side: u32| format!("{:.6}", value / f64::from(side));
+        for annotation in writer.boxes(image) {
+            let [x1, y1, x2, y2] = edges(annotation);
+            let score = annotation.score.unwrap_or(1.0).to_string();
+            let [x1, x2] = [x1, x2].map(|x| share(x, image.width));
+            let [y1, y2] = [y1, y2].map(|y| share(y, image.height));
+            let group = annotation.iscrowd.to_string();
+            boxes += &csv::line([&*id, "fovea", &label(annotation.category_id), &score, &x1, &x2, &y1, &y2, &group]);
+        }
+        for category in coco.categories.iter().filter(|category| image.is_exhaustive(category.id)) {
+            let is_present = writer.boxes(image).iter().any(|annotation| annotation.category_id == category.id);
+            verified += &csv::line([&*id, "fovea", &label(category.id), if is_present { "1" } else { "0" }]);
+        }
+    }
+    let names: String = coco.categories.iter().map(|category| csv::line([&*label(category.id), &category.name])).collect();
+    write_text(&dir.join("annotations-bbox.csv"), &boxes)?;
+    write_text(&dir.join("imagelabels.csv"), &verified)?;
+    write_text(&dir.join("class-descriptions.csv"), &names)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use fovea::images::{RgbPicture, save};
+
+    /// Rows as Open Images V7 publishes them, of more pictures than there are.
+    #[test]
+    fn verified_labels_say_what_is_complete() {
+        let dir = tempfile::tempdir().unwrap();
+        save(&dir.path().join("0001eeaf.png"), &RgbPicture { width: 200, height: 100, data: vec![0; 60_000] }).unwrap();
+        let files = [
+            (
+                "validation-annotations-bbox.csv",
+                "ImageID,Source,LabelName,Confidence,XMin,XMax,YMin,YMax,IsOccluded,IsTruncated,IsGroupOf,IsDepiction,IsInside\n\
+                 0001eeaf,xclick,/m/01g317,1,0.25,0.5,0.1,0.9,0,0,0,0,0\n0001eeaf,xclick,/m/0k4j,1,0,1,0.5,1,0,0,1,0,0\n\
+                 ffffffff,xclick,/m/01bjv,1,0.25,0.5,0.1,0.9,0,0,0,0,0\n",
+            ),
+            ("class-descriptions-boxable.csv", "LabelName,DisplayName\n/m/01g317,Person\n/m/0k4j,Car\n/m/01bjv,Bus\n"),
+            (
+                "validation-annotations-human-imagelabels-boxable.csv",
+                "ImageID,Source,LabelName,Confidence\n0001eeaf,verification,/m/01g317,1\n0001eeaf,verification,/m/01bjv,0\n",
+            ),
+        ];
+        for (name, text) in files {
+            std::fs::write(dir.path().join(name), text).unwrap();
+        }
+        let coco = read(dir.path()).unwrap().coco;
+        let got: Vec<([i64; 4], u8)> = coco.annotations.iter().map(|a| (a.bbox.map(|v| v.round() as i64), a.iscrowd)).collect();
+        assert_eq!(got, [([50, 10, 50, 80], 0), ([0, 50, 200, 50], 1)]);
+        let names: Vec<&str> = coco.categories.iter().map(|c| c.name.as_str()).collect();
+        assert_eq!(names, ["Car", "Person"]);
+        assert_eq!(coco.images[0].exhaustive_category_ids, Some(vec![1, 2]));
+    }
+}

@@ -163,7 +163,7 @@ const FORMATS: &[Format] = &[
         other_parts: &["anchor_generator."],
         pixels: IMAGENET,
         is_bgr: false,
-        remark: "its first version is read as of the published weights: epsilon 0 in the frozen batch norms",
+        remark: "read as of the published weights: epsilon 0 in the frozen batch norms",
     },
     Format {
         name: "detectron2 RetinaNet",
@@ -282,7 +282,9 @@ pub(crate) fn import(arrays: Weights, wishes: &Wishes) -> Result<Imported> {
         spec.check()?;
     }
     let Mapping { weights, n_left_out, .. } = mapping;
-    Ok(Imported { format: format.name, spec, is_backbone, weights, n_left_out, remark: format.remark })
+    // torchvision's second version leaves nothing open.
+    let remark = if spec.head_norm == Norm::Group { "" } else { format.remark };
+    Ok(Imported { format: format.name, spec, is_backbone, weights, n_left_out, remark })
 }
 
 impl Imported {

@@ -301,6 +301,49 @@ fn from_pictures_to_an_integer_model() {
     agrees_with_onnx_runtime(&dir.path().join("oracle"), &[float.join("model.onnx"), int8.join("model.onnx")]);
 }
 
+/// The options of a network reach the files: MobileNetV2 without a pyramid, one square anchor to the octave.
+#[test]
+fn another_network_agrees_with_onnx_runtime() {
+    let dir = tempfile::tempdir().unwrap();
+    let data = data_set(&dir.path().join("data"));
+    let (run, float, int8) = (dir.path().join("run"), dir.path().join("float"), dir.path().join("int8"));
+    let options = ["--backbone", "mobilenetv2", "--pyramid", "c5", "--scales", "1", "--ratios", "1", "--head-norm", "none"];
+    let fitted = program()
+        .args([
+            "fit",
+            "--width",
+            "96",
+            "--height",
+            "64",
+            "--iterations",
+            "2",
+            "--batch",
+            "2",
+            "--threads",
+            "1",
+            "--device",
+            "cpu",
+        ])
+        .args(["--width-channels", "16", "--head-depth", "1"])
+        .args(options)
+        .arg("--data")
+        .arg(&data)
+        .arg("--out")
+        .arg(&run)
+        .output()
+        .unwrap();
+    assert_done(&fitted);
+    assert_done(&program().arg("export").arg("--run").arg(&run).arg("--out").arg(&float).output().unwrap());
+    let mut quantize = program();
+    quantize.arg("quantize").arg("--run").arg(&run).arg("--out").arg(&int8).arg("--accept-loss");
+    assert_done(&quantize.arg("--data").arg(&data).arg("--val").arg(&data).output().unwrap());
+    let manifest = std::fs::read_to_string(int8.join("manifest.toml")).unwrap();
+    let manifest = fovea::retinanet::Manifest::parse(&manifest).unwrap();
+    // All sizes of five levels on one.
+    assert_eq!((manifest.levels.len(), manifest.anchors.n_per_cell(), manifest.anchors.base_sizes[0]), (1, 5, 16.0));
+    agrees_with_onnx_runtime(&dir.path().join("oracle"), &[float.join("model.onnx"), int8.join("model.onnx")]);
+}
+
 /// Both files, value by value: float within 1e-4 of the largest value, int8 within one step.
 fn agrees_with_onnx_runtime(folder: &Path, models: &[PathBuf]) {
     #[expect(clippy::disallowed_methods, reason = "a test is the top: it reads its own knobs")]

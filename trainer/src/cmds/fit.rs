@@ -103,6 +103,12 @@ pub(crate) struct Settings {
     /// How the levels come from the backbone.
     #[arg(long, value_enum, default_value = "fpn", conflicts_with = "config")]
     pyramid: Pyramid,
+    /// Batch norm in the pyramid; false: biases, as the paper has it.
+    #[arg(long, action = clap::ArgAction::Set, default_value_t = true, conflicts_with = "config")]
+    pyramid_norm: bool,
+    /// Stride 2 of a bottleneck in its first 1x1 convolution: for weights of detectron2.
+    #[arg(long, conflicts_with = "config")]
+    stride_in_1x1: bool,
     /// Scales of anchors to the octave.
     #[arg(long, default_value_t = 3, value_parser = clap::value_parser!(u8).range(1..=4), conflicts_with = "config")]
     scales: u8,
@@ -310,7 +316,9 @@ impl Settings {
                 (None, None) => true,
                 (None, Some(path)) => weights::read(path)?.weights.contains_key("stem.norm.weight"),
             },
+            stride_in_1x1: self.stride_in_1x1,
             pyramid: self.pyramid,
+            pyramid_norm: self.pyramid_norm,
             head_width: self.head_width.unwrap_or(channels),
             head_norm: self.head_norm.unwrap_or(if is_paper { Norm::None } else { Norm::Batch }),
             anchors: ModelSpec::arranged(anchors, self.scales, self.ratios == "1", self.pyramid),

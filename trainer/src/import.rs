@@ -174,7 +174,7 @@ const FORMATS: &[Format] = &[
         other_parts: &["anchor_generator.", "pixel_mean", "pixel_std"],
         pixels: Pixels { mean: [123.675, 116.28, 103.53], std: [1.0; 3] },
         is_bgr: true,
-        remark: "read as of its model zoo: stride in the first 1x1 convolution, pixels not divided by a deviation",
+        remark: "read as of its model zoo: stride in the first 1x1 convolution (`stride_in_1x1` in model.toml)",
     },
     Format {
         name: "torchvision ResNet",
@@ -358,7 +358,10 @@ fn spec_of(format: &Format, backbone: Backbone, arrays: &Weights, wishes: &Wishe
         head_depth,
         head_norm: if has_group_norm { Norm::Group } else { Norm::None },
         classes: vec![String::new(); logits / n_per_cell],
-        pixels: format.pixels,
+        pixels: Pixels {
+            mean: stated("pixel_mean", arrays).unwrap_or(format.pixels.mean),
+            std: stated("pixel_std", arrays).unwrap_or(format.pixels.std),
+        },
         anchors: if is_torchvision {
             AnchorConfig { round: true, truncate_sizes: true, stride: AnchorStride::FromGrid, ..anchors }
         } else {
@@ -366,6 +369,12 @@ fn spec_of(format: &Format, backbone: Backbone, arrays: &Weights, wishes: &Wishe
         },
         ..edge
     })
+}
+
+/// Three numbers that detectron2's older files state for B, G, R, in our order.
+fn stated(name: &str, arrays: &Weights) -> Option<[f32; 3]> {
+    let [b, g, r] = arrays.get(name)?.data[..] else { return None };
+    Some([r, g, b])
 }
 
 /// What became of a file's arrays.
@@ -699,6 +708,14 @@ mod tests {
             let error = format!("{:#}", result.unwrap_err());
             assert!(error.contains(part), "{part}: {error}");
         }
+    }
+
+    #[test]
+    fn what_a_file_states_of_its_pixels_counts() {
+        let mut arrays = Weights::new();
+        assert_eq!(stated("pixel_std", &arrays), None);
+        arrays.insert("pixel_std".into(), Array { shape: vec![3, 1, 1], data: vec![57.375, 57.12, 58.395] });
+        assert_eq!(stated("pixel_std", &arrays), Some(IMAGENET.std));
     }
 
     #[test]

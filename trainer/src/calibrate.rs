@@ -80,8 +80,8 @@ impl Histogram {
         match method {
             Method::Minmax => (self.low, self.high),
             Method::Percentile => self.percentiles(),
-            Method::Mse => self.best_range(|low, high| self.error(low, high)),
-            Method::Entropy => self.best_range(|low, high| self.divergence(low, high)),
+            Method::Mse => self.best_range(error),
+            Method::Entropy => self.best_range(divergence),
         }
     }
 
@@ -90,9 +90,10 @@ impl Histogram {
     }
 
     /// Middle of each bucket that is not empty, and its count.
-    fn filled(&self) -> impl Iterator<Item = (f64, f64)> {
+    fn filled(&self) -> Vec<(f64, f64)> {
         let middle = |bucket: usize| f64::from(self.low) + (bucket as f64 + 0.5) * self.width();
-        self.counts.iter().enumerate().filter(|(_, count)| **count > 0).map(move |(i, &count)| (middle(i), count as f64))
+        let filled = self.counts.iter().enumerate().filter(|(_, count)| **count > 0);
+        filled.map(|(bucket, &count)| (middle(bucket), count as f64)).collect()
     }
 
     fn percentiles(&self) -> (f32, f32) {
@@ -111,53 +112,10 @@ impl Histogram {
         ((self.low + cut(below)).min(0.0), (self.high - cut(above)).max(0.0))
     }
 
-    /// Mean squared error of quantising the values to `low..=high`.
-    fn error(&self, low: f32, high: f32) -> f64 {
-        let step = f64::from(high - low) / 255.0;
-        let (mut sum, mut n) = (0.0, 0.0);
-        for (value, count) in self.filled() {
-            let beyond = (f64::from(low) - value).max(value - f64::from(high)).max(0.0);
-            let error = if beyond > 0.0 { beyond * beyond } else { step * step / 12.0 };
-            sum += error * count;
-            n += count;
-        }
-        sum / f64::max(n, 1.0)
-    }
-
-    /// Divergence of the quantised distribution from that of the values, both within `low..=high`: what lies beyond is
-    /// at the ends of the one and missing in the other; each step spreads its values evenly over its buckets.
-    fn divergence(&self, low: f32, high: f32) -> f64 {
-        const N_STEPS: usize = 256;
-        let step = f64::from(high - low) / (N_STEPS - 1) as f64;
-        let place = |value: f64| (((value - f64::from(low)) / step).round_ties_even().max(0.0) as usize).min(N_STEPS - 1);
-        let is_inside = |value: f64| (f64::from(low)..=f64::from(high)).contains(&value);
-        let (mut inside, mut n_buckets, mut beyond) = ([0.0; N_STEPS], [0.0; N_STEPS], [0.0; 2]);
-        for (value, count) in self.filled() {
-            if is_inside(value) {
-                inside[place(value)] += count;
-                n_buckets[place(value)] += 1.0;
-            } else {
-                beyond[usize::from(value > 0.0)] += count;
-            }
-        }
-        let n_inside: f64 = inside.iter().sum();
-        let n_all = n_inside + beyond[0] + beyond[1];
-        let mut sum = 0.0;
-        let mut add = |count: f64, quantized: f64| {
-            let (p, q) = (count / n_all, (quantized / n_inside.max(1.0)).max(1e-9));
-            sum += p * (p / q).ln();
-        };
-        let ends = [self.filled().find(|&(value, _)| is_inside(value)), self.filled().filter(|&(v, _)| is_inside(v)).last()];
-        for (value, count) in self.filled().filter(|&(value, _)| is_inside(value)) {
-            let is_end = |end: usize| ends[end].is_some_and(|(at, _)| at == value);
-            let outside = if is_end(0) { beyond[0] } else { 0.0 } + if is_end(1) { beyond[1] } else { 0.0 };
-            add(count + outside, inside[place(value)] / n_buckets[place(value)]);
-        }
-        if n_inside > 0.0 { sum } else { f64::INFINITY }
-    }
-
     /// The range of least cost among shares of the extremes: first the upper end, then the lower, then both again.
-    fn best_range(&self, cost: impl Fn(f32, f32) -> f64) -> (f32, f32) {
+    fn best_range(&self, cost: fn(&[(f64, f64)], f32, f32) -> f64) -> (f32, f32) {
+        let values = self.filled();
+        let cost = |low, high| cost(&values, low, high);
         let shares: Vec<f32> = (6..=64_u8).rev().map(|i| f32::from(i) / 64.0).collect();
         let (mut low, mut high) = (self.low, self.high);
         let least = |of: &dyn Fn(f32) -> f64| shares.iter().copied().min_by(|&a, &b| of(a).total_cmp(&of(b))).unwrap_or(1.0);
@@ -169,6 +127,52 @@ impl Histogram {
         }
         (low, high)
     }
+}
+
+/// Mean squared error of quantising values (and how often each is there) to `low..=high`.
+fn error(values: &[(f64, f64)], low: f32, high: f32) -> f64 {
+    let step = f64::from(high - low) / 255.0;
+    let (mut sum, mut n) = (0.0, 0.0);
+    for &(value, count) in values {
+        let beyond = (f64::from(low) - value).max(value - f64::from(high)).max(0.0);
+        let error = if beyond > 0.0 { beyond * beyond } else { step * step / 12.0 };
+        sum += error * count;
+        n += count;
+    }
+    sum / f64::max(n, 1.0)
+}
+
+/// Divergence of the quantised distribution from that of the values, both within `low..=high`: what lies beyond is
+/// at the ends of the one and missing in the other; each step spreads its values evenly over its buckets.
+fn divergence(values: &[(f64, f64)], low: f32, high: f32) -> f64 {
+    const N_STEPS: usize = 256;
+    let step = f64::from(high - low) / (N_STEPS - 1) as f64;
+    let place = |value: f64| (((value - f64::from(low)) / step).round_ties_even().max(0.0) as usize).min(N_STEPS - 1);
+    let is_inside = |value: f64| (f64::from(low)..=f64::from(high)).contains(&value);
+    let (mut inside, mut n_buckets, mut beyond) = ([0.0; N_STEPS], [0.0; N_STEPS], [0.0; 2]);
+    for &(value, count) in values {
+        if is_inside(value) {
+            inside[place(value)] += count;
+            n_buckets[place(value)] += 1.0;
+        } else {
+            beyond[usize::from(value > 0.0)] += count;
+        }
+    }
+    let n_inside: f64 = inside.iter().sum();
+    let n_all = n_inside + beyond[0] + beyond[1];
+    let mut sum = 0.0;
+    let mut add = |count: f64, quantized: f64| {
+        let (p, q) = (count / n_all, (quantized / n_inside.max(1.0)).max(1e-9));
+        sum += p * (p / q).ln();
+    };
+    let is_in = |&&(value, _): &&(f64, f64)| is_inside(value);
+    let ends = [values.iter().find(is_in), values.iter().rfind(is_in)];
+    for &(value, count) in values.iter().filter(is_in) {
+        let is_end = |end: usize| ends[end].is_some_and(|(at, _)| *at == value);
+        let outside = if is_end(0) { beyond[0] } else { 0.0 } + if is_end(1) { beyond[1] } else { 0.0 };
+        add(count + outside, inside[place(value)] / n_buckets[place(value)]);
+    }
+    if n_inside > 0.0 { sum } else { f64::INFINITY }
 }
 
 /// `u8` parameters for real values from `low` to `high`; 0 is always exact.

@@ -288,9 +288,48 @@ fn from_pictures_to_an_integer_model() {
     assert!(stderr(&exported).contains("largest difference between libtorch"), "{}", stderr(&exported));
 
     let int8 = dir.path().join("int8");
-    let mut quantize = program();
-    quantize.arg("quantize").arg("--run").arg(&run).arg("--out").arg(&int8).args(["--max-loss", "3", "--max-class-loss", "9"]);
-    assert_done(&quantize.arg("--data").arg(&data).arg("--val").arg(&data).output().unwrap());
+    let quantize = |run: &Path, out: &Path, extra: &[&str]| {
+        let mut quantize = program();
+        quantize.arg("quantize").arg("--run").arg(run).arg("--out").arg(out).args(extra);
+        quantize.arg("--data").arg(&data).arg("--val").arg(&data).output().unwrap()
+    };
+    let refused = quantize(&run, &int8, &["--max-loss=-50"]);
+    assert_eq!(refused.status.code(), Some(1), "{}", stderr(&refused));
+    assert!(stderr(&refused).contains("mean ") && stderr(&refused).contains("--accept-loss"), "{}", stderr(&refused));
+    assert!(!int8.exists(), "a refused model was written");
+    let accepted =
+        ["--max-loss=-50", "--accept-loss", "--with-weights", "--calibration", "auto", "--equalize", "--correct-biases"];
+    let accepted = quantize(&run, &int8, &accepted);
+    assert_done(&accepted);
+    assert!(stderr(&accepted).contains("accepted: int8 loses"), "{}", stderr(&accepted));
+
+    // The figures again, from the folder alone.
+    let card = program().arg("card").arg("--robustness").arg("--data").arg(&data).arg(&int8).output().unwrap();
+    assert_done(&card);
+    let (table, figures) = (String::from_utf8(accepted.stdout).unwrap(), String::from_utf8(card.stdout).unwrap());
+    let row = |text: &str| text.lines().find(|line| line.starts_with("| red |")).unwrap().split('|').nth(4).unwrap().to_owned();
+    assert_eq!(row(&table), row(&figures), "AP of int8 in\n{table}\n{figures}");
+    assert!(figures.contains("| half |"), "{figures}");
+
+    // Training with quantisation goes on from the run; its integers are what the executor computes.
+    let qat = dir.path().join("qat");
+    let mut fit = program();
+    fit.arg("fit").arg("--qat").arg(&run).arg("--out").arg(&qat).args([
+        "--iterations",
+        "20",
+        "--threads",
+        "1",
+        "--device",
+        "cpu",
+    ]);
+    assert_done(&fit.arg("--val").arg(&data).output().unwrap());
+    let from_qat = dir.path().join("from-qat");
+    let quantized = quantize(&qat, &from_qat, &["--max-loss", "3", "--max-class-loss", "5"]);
+    assert_done(&quantized);
+    assert!(stderr(&quantized).contains("float is "), "{}", stderr(&quantized));
+    let by_trainer: serde_json::Value = serde_json::from_str(&std::fs::read_to_string(qat.join("eval.json")).unwrap()).unwrap();
+    let red = format!(" {:.1} ", 100.0 * by_trainer["per_class"]["red"]["ap"].as_f64().unwrap());
+    assert_eq!(row(&String::from_utf8(quantized.stdout).unwrap()), red, "the executor and the trainer find the same");
     for file in ["model.onnx", "manifest.toml", "labels.txt", "golden.json", "README.md"] {
         assert!(int8.join(file).exists(), "{file}");
     }

@@ -19,10 +19,6 @@ impl Bytes<'_> {
         self.number() % n
     }
 
-    pub(crate) fn flag(&mut self) -> bool {
-        self.below(2) == 1
-    }
-
     pub(crate) fn two(&mut self) -> usize {
         self.number() << 8 | self.number()
     }

@@ -2,6 +2,7 @@
 #![no_main]
 
 #[path = "../bodies/bytes.rs"]
+#[expect(dead_code, reason = "each body takes what it needs")]
 mod bytes;
 #[path = "../bodies/postprocess.rs"]
 mod postprocess;

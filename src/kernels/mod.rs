@@ -10,6 +10,8 @@
 mod aarch64;
 pub mod edges;
 mod layout;
+#[expect(unsafe_code, reason = "calls vector kernels: see the safety comments")]
+mod maxpool;
 mod op;
 mod pack;
 #[expect(unsafe_code, reason = "a job is borrowed from the caller who waits for it: see the module's documentation")]

@@ -6,7 +6,6 @@ use crate::{Random, rounds};
 use std::path::Path;
 
 #[path = "../../fuzz/bodies/bytes.rs"]
-#[expect(dead_code, reason = "each body takes what it needs")]
 mod bytes;
 #[path = "../../fuzz/bodies/postprocess.rs"]
 mod postprocess;

@@ -21,6 +21,7 @@ pub(in crate::kernels) use preprocess::PictureLoops;
 pub(in crate::kernels) use turn::rows_to_columns;
 
 use super::boxed;
+use crate::kernels::maxpool::MaxPool;
 use crate::kernels::{Layout, OpSpec, PackCache, RowKernel};
 use std::arch::is_x86_feature_detected;
 use std::arch::x86_64::*;
@@ -44,7 +45,7 @@ pub(in crate::kernels) fn prepare(
         OpSpec::Conv(spec) => {
             boxed(winograd::Conv::new(spec, input, output, cache)).or_else(|| boxed(conv::Conv::new(spec, input, output, cache)))
         }
-        OpSpec::MaxPool(window) => boxed(maxpool::MaxPool::new(*window, input, output)),
+        OpSpec::MaxPool(window) => boxed(MaxPool::new(*window, input, output, maxpool::row_of, "avx2 32")),
         OpSpec::Add { terms, zero_point, lo, hi } => {
             boxed(add::Add::new([input, inputs[1]], output, *terms, (*zero_point, *lo, *hi)))
         }

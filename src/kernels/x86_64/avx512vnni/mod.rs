@@ -19,6 +19,7 @@ pub(in crate::kernels) use postprocess::{count, overlaps, scan};
 pub(in crate::kernels) use preprocess::PictureLoops;
 
 use super::boxed;
+use crate::kernels::maxpool::MaxPool;
 use crate::kernels::{Layout, OpSpec, PackCache, RowKernel};
 use std::arch::is_x86_feature_detected;
 use std::arch::x86_64::*;
@@ -47,7 +48,7 @@ pub(in crate::kernels) fn prepare(
         OpSpec::Conv(spec) => {
             boxed(winograd::Conv::new(spec, input, output, cache)).or_else(|| boxed(conv::Conv::new(spec, input, output, cache)))
         }
-        OpSpec::MaxPool(window) => boxed(maxpool::MaxPool::new(*window, input, output)),
+        OpSpec::MaxPool(window) => boxed(MaxPool::new(*window, input, output, maxpool::row_of, "avx512vnni 64")),
         OpSpec::Add { terms, zero_point, lo, hi } => {
             boxed(add::Add::new([input, inputs[1]], output, *terms, (*zero_point, *lo, *hi)))
         }

@@ -98,6 +98,15 @@ pub struct F1Threshold {
     pub recall: f64,
 }
 
+/// What became of the detections of one class at IoU 0.5.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct ClassOutcomes {
+    /// Score, and whether the detection is true, best first. Detections of what is to be ignored are left out.
+    pub detections: Vec<(f64, bool)>,
+    /// Labelled boxes that count.
+    pub boxes: usize,
+}
+
 #[derive(Debug, Clone, Copy)]
 struct Truth {
     bbox: [f64; 4],
@@ -233,7 +242,13 @@ impl CocoEvaluator {
     /// For each class the score threshold with the best F1 at IoU 0.5; classes without a true detection are left out.
     #[must_use]
     pub fn best_f1_thresholds(&self) -> Vec<F1Threshold> {
-        self.categories.iter().zip(&self.cells).filter_map(|((id, _), cells)| best_f1(*id, cells)).collect()
+        self.categories.iter().zip(&self.cells).filter_map(|((id, _), cells)| best_f1(*id, &ClassOutcomes::of(cells))).collect()
+    }
+
+    /// True and false detections of every class at IoU 0.5, in the order of the data set.
+    #[must_use]
+    pub fn outcomes(&self) -> Vec<ClassOutcomes> {
+        self.cells.iter().map(|cells| ClassOutcomes::of(cells)).collect()
     }
 }
 
@@ -371,6 +386,19 @@ impl Matches {
     }
 }
 
+impl ClassOutcomes {
+    fn of(cells: &[Option<Cell>]) -> Self {
+        let images: Vec<ImageOverlaps<'_>> = cells.iter().flatten().filter_map(ImageOverlaps::of).collect();
+        let matches = Matches::of(&images, ALL, &[0.5]);
+        let all = matches.scores.iter().zip(&matches.outcomes[0]);
+        let counted = all.filter(|(_, outcome)| **outcome != Outcome::Ignored);
+        Self {
+            detections: counted.map(|(score, outcome)| (*score, *outcome == Outcome::True)).collect(),
+            boxes: matches.n_positives,
+        }
+    }
+}
+
 /// Greedy matching, best detection first. A detection takes the free box it overlaps most (of equals the last); a
 /// box to be ignored only if no other fits; a crowd can be taken any number of times.
 fn match_image(
@@ -438,16 +466,8 @@ fn interpolated_precision(outcomes: &[Outcome], n_times: &[usize], n_positives: 
 }
 
 #[expect(clippy::cast_precision_loss, reason = "counts are far below 2^53")]
-fn best_f1(category_id: u32, cells: &[Option<Cell>]) -> Option<F1Threshold> {
-    let images: Vec<ImageOverlaps<'_>> = cells.iter().flatten().filter_map(ImageOverlaps::of).collect();
-    let matches = Matches::of(&images, ALL, &[0.5]);
-    let counted: Vec<(f64, bool)> = matches
-        .scores
-        .iter()
-        .zip(&matches.outcomes[0])
-        .filter(|(_, outcome)| **outcome != Outcome::Ignored)
-        .map(|(score, outcome)| (*score, *outcome == Outcome::True))
-        .collect();
+fn best_f1(category_id: u32, outcomes: &ClassOutcomes) -> Option<F1Threshold> {
+    let counted = &outcomes.detections;
     let mut best: Option<F1Threshold> = None;
     let mut n_true = 0usize;
     for (idx, &(score, is_true)) in counted.iter().enumerate() {
@@ -458,14 +478,14 @@ fn best_f1(category_id: u32, cells: &[Option<Cell>]) -> Option<F1Threshold> {
             continue;
         }
         let n_kept = idx + 1;
-        let f1 = 2.0 * n_true as f64 / (n_kept + matches.n_positives) as f64;
+        let f1 = 2.0 * n_true as f64 / (n_kept + outcomes.boxes) as f64;
         if best.is_none_or(|best| f1 > best.f1) {
             best = Some(F1Threshold {
                 category_id,
                 score_threshold: f64::midpoint(score, next_score),
                 f1,
                 precision: n_true as f64 / n_kept as f64,
-                recall: n_true as f64 / matches.n_positives as f64,
+                recall: n_true as f64 / outcomes.boxes as f64,
             });
         }
     }

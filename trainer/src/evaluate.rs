@@ -20,6 +20,20 @@ const BATCH: usize = 16;
 
 /// Measures a network on a data set; `limit` takes the first pictures only.
 pub(crate) fn evaluate(model: &Model, spec: &ModelSpec, folder: &Folder, limit: Option<usize>) -> Result<EvalReport> {
+    Ok(detect_all(model, spec, folder, limit)?.0.summarize())
+}
+
+/// Pictures with what was found in them.
+pub(crate) type Found = Vec<(CocoImage, Vec<Detection>)>;
+
+/// Detections of every picture of a data set, and the evaluator that has them.
+pub(crate) fn detect_all(
+    model: &Model,
+    spec: &ModelSpec,
+    folder: &Folder,
+    limit: Option<usize>,
+) -> Result<(CocoEvaluator, Found)> {
+    let mut all = Vec::new();
     let mut coco = folder.coco.clone();
     coco.images.truncate(limit.unwrap_or(usize::MAX));
     coco.categories.retain(|category| spec.classes.contains(&category.name));
@@ -39,11 +53,12 @@ pub(crate) fn evaluate(model: &Model, spec: &ModelSpec, folder: &Folder, limit: 
                 })
                 .collect();
             evaluator.add(image.id, &scored)?;
+            all.push((image.clone(), found));
         }
         bar.inc(images.len() as u64);
     }
     bar.finish_and_clear();
-    Ok(evaluator.summarize())
+    Ok((evaluator, all))
 }
 
 /// Category id of each class of the model; `None` where the data set does not have it.

@@ -300,7 +300,8 @@ impl<'a> Run<'a> {
     }
 }
 
-fn recipe(config: &FitConfig, resources: &Resources, peers: &Peers) -> Result<Recipe> {
+/// What batches of a run are made of.
+pub(crate) fn recipe(config: &FitConfig, resources: &Resources, peers: &Peers) -> Result<Recipe> {
     let spec = &config.model;
     let examples = match &resources.examples {
         Some(examples) => Arc::clone(examples),

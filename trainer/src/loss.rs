@@ -149,6 +149,18 @@ impl ClsLoss {
         rules.into_iter().find(|rule| !rule.2).map_or(Ok(()), |(key, found, _, expected)| Err((key, found, expected)))
     }
 
+    /// Its name with the parameters that shape it.
+    pub(crate) fn name(&self) -> String {
+        match *self {
+            Self::CrossEntropy => "cross-entropy".into(),
+            Self::Balanced(Balanced { alpha }) => format!("balanced, alpha {alpha}"),
+            Self::Focal(Focal { gamma, .. }) => format!("focal, gamma {gamma}"),
+            Self::FocalStar(FocalStar { gamma, beta, .. }) => format!("FL*, gamma {gamma}, beta {beta}"),
+            Self::Hinge(Hinge { margin }) => format!("hinge, margin {margin}"),
+            Self::Ohem(Ohem { batch, .. }) => format!("hardest {batch}"),
+        }
+    }
+
     /// Summed loss and its gradient with respect to the logits.
     ///
     /// `x`: logits, `[N, anchors, classes]`; `target`: 1 on an object, 0 background; `weight`: 0 where there is no loss,

@@ -552,6 +552,7 @@ fn a_table_of_variants_is_run_once() {
     assert_done(&again);
     assert!(!stderr(&again).contains("focal-s1"), "a run that is done was started again: {}", stderr(&again));
     assert_eq!(std::fs::metadata(out.join("focal-s1/weights.safetensors")).unwrap().modified().unwrap(), written);
+    figures_of_a_run(&out.join("focal-s1"), &data, dir.path());
     let other = ablate(&["--lr", "0.01"]);
     assert_eq!(other.status.code(), Some(2), "{}", stderr(&other));
     assert!(stderr(&other).contains("other settings"), "{}", stderr(&other));
@@ -663,4 +664,27 @@ fn tuning_halves_its_trials_and_goes_on_where_it_stopped() {
     let rounds: Vec<String> = stderr(&again).lines().filter(|line| line.starts_with("round ")).map(str::to_owned).collect();
     assert!(rounds.len() == 1 && rounds[0].starts_with("round 2 of 2"), "{rounds:?}");
     assert_eq!(std::fs::read_to_string(out.join("tune.md")).unwrap(), table);
+}
+
+/// Every figure of `plot`; `run` has an `eval.json`.
+fn figures_of_a_run(run: &Path, data: &Path, dir: &Path) {
+    let bench = dir.join("bench.json");
+    std::fs::write(&bench, r#"{"cpu_ms_min": 4.5}"#).unwrap();
+    let point = format!("small:{}:{}", bench.display(), run.join("eval.json").display());
+    let (run, data, out) = (run.to_str().unwrap(), data.to_str().unwrap(), dir.join("figures"));
+    let plot = |args: &[&str], out: &Path| program().arg("plot").args(args).arg("--out").arg(out).output().unwrap();
+    let of_run = ["--run", run, "--data", data, "--device", "cpu", "--threads", "1"];
+    assert_done(&plot(&[&["detections"][..], &of_run, &["--score", "0.06"]].concat(), &out));
+    let distribution = plot(&[&["distribution"][..], &of_run].concat(), &out.join("distribution.png"));
+    assert_done(&distribution);
+    let table = String::from_utf8_lossy(&distribution.stdout).into_owned();
+    assert!(table.contains("| 2 | ") && table.contains("on background."), "{table}");
+    assert_done(&plot(&["losses", "--loss", "hinge", "--loss", "focal_star"], &out.join("losses.png")));
+    assert_done(&plot(&["speed", "--point", &point], &out.join("speed.png")));
+    for name in ["precision", "scores", "sizes", "confusion", "distribution", "losses", "speed"] {
+        let bytes = std::fs::read(out.join(format!("{name}.png"))).unwrap();
+        assert!(bytes.starts_with(b"\x89PNG") && bytes.len() > 2000, "{name}.png: {} bytes", bytes.len());
+    }
+    let wrong = plot(&["speed", "--point", "small"], &out.join("no.png"));
+    assert_eq!(wrong.status.code(), Some(2), "{}", stderr(&wrong));
 }

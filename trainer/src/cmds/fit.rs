@@ -103,9 +103,9 @@ pub(crate) struct Settings {
     /// How the levels come from the backbone.
     #[arg(long, value_enum, default_value = "fpn", conflicts_with = "config")]
     pyramid: Pyramid,
-    /// Batch norm in the pyramid; false: biases, as the paper has it.
-    #[arg(long, action = clap::ArgAction::Set, default_value_t = true, conflicts_with = "config")]
-    pyramid_norm: bool,
+    /// Batch norm in the pyramid; false: biases, as the paper has it. [default: true, paper: false]
+    #[arg(long, conflicts_with = "config")]
+    pyramid_norm: Option<bool>,
     /// Stride 2 of a bottleneck in its first 1x1 convolution: for weights of detectron2.
     #[arg(long, conflicts_with = "config")]
     stride_in_1x1: bool,
@@ -318,7 +318,7 @@ impl Settings {
             },
             stride_in_1x1: self.stride_in_1x1,
             pyramid: self.pyramid,
-            pyramid_norm: self.pyramid_norm,
+            pyramid_norm: self.pyramid_norm.unwrap_or(!is_paper),
             head_width: self.head_width.unwrap_or(channels),
             head_norm: self.head_norm.unwrap_or(if is_paper { Norm::None } else { Norm::Batch }),
             anchors: ModelSpec::arranged(anchors, self.scales, self.ratios == "1", self.pyramid),

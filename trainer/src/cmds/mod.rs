@@ -17,6 +17,8 @@ mod export;
 #[cfg(feature = "train")]
 mod fit;
 mod import;
+#[cfg(feature = "train")]
+mod plot;
 mod pseudo_label;
 mod quantize;
 #[cfg(feature = "train")]
@@ -51,6 +53,9 @@ pub(crate) enum Command {
     Ablate(Box<ablate::Args>),
     /// Average the weights of several runs of one network.
     Average(average::Args),
+    /// Draw the paper's figures and those of a run.
+    #[cfg(feature = "train")]
+    Plot(plot::Args),
     /// Write a run's averaged weights as a float ONNX model.
     Export(export::Args),
     /// Write a run's averaged weights as an int8 model, measured against float.
@@ -86,6 +91,8 @@ impl Command {
             #[cfg(feature = "train")]
             Self::Bench(args) => args.run(),
             Self::Average(args) => args.run(),
+            #[cfg(feature = "train")]
+            Self::Plot(args) => args.run(),
             Self::Export(args) => args.run(),
             Self::Quantize(args) => args.run(),
             Self::PseudoLabel(args) => args.run(),

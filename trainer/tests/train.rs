@@ -603,7 +603,7 @@ fn the_readme_leads_from_labels_to_a_running_model() {
         while let Some(word) = words.next() {
             match word.as_str() {
                 // Weights for another network, and the number of steps for another size.
-                "--init" | "--iterations" => drop(words.next()),
+                "--backbone" | "--init" | "--iterations" => drop(words.next()),
                 "fit" => drop(command.arg("fit").args(small.split_whitespace())),
                 "eval" => drop(command.args(["eval", "--device", "cpu"])),
                 "quantize" => drop(command.args(["quantize", "--accept-loss"])),

@@ -3,8 +3,8 @@
 //! usage: `bench_postprocess FOLDER CASE [ISA]`. The folder is as `tests/oracle/postprocess.py` describes it. Prints
 //! `{"ready":1,"found":n}`, then for every line `<seconds>` on stdin `{"wall":ms,"cpu":ms,"n":count}`: the least of each.
 
-use fovea::kernels::{Isa, Kernels};
-use fovea::pipeline::clock::{Stopwatch, process_cpu_time};
+mod worker;
+
 use fovea::postprocess::{Postprocessor, Rules};
 use fovea::quant::QuantParams;
 use fovea::retinanet::{
@@ -12,9 +12,7 @@ use fovea::retinanet::{
 };
 use serde::Deserialize;
 use std::error::Error;
-use std::io::{BufRead, Write};
 use std::path::Path;
-use std::time::Duration;
 
 /// Scale and zero point of a file.
 #[derive(Debug, Deserialize)]
@@ -89,13 +87,7 @@ fn main() -> Result<(), Box<dyn Error>> {
     let [_, folder, name, isa @ ..] = arguments.as_slice() else {
         return Err("usage: bench_postprocess FOLDER CASE [ISA]".into());
     };
-    let kernels = match isa.first() {
-        None => Kernels::default(),
-        Some(name) => {
-            let isa = Isa::available().into_iter().find(|isa| isa.name() == name);
-            isa.and_then(Kernels::new).ok_or_else(|| format!("this CPU or this build has no kernels {name}"))?
-        }
-    };
+    let kernels = worker::kernels(isa.first())?;
     let folder = Path::new(folder);
     let cases: Vec<Case> = serde_json::from_str(&std::fs::read_to_string(folder.join("cases.json"))?)?;
     let case = cases.into_iter().find(|case| case.name == *name).ok_or("no such case")?;
@@ -116,21 +108,8 @@ fn main() -> Result<(), Box<dyn Error>> {
     let mut postprocessor = Postprocessor::with_rules(&manifest, rules, kernels);
     let mut found = Vec::new();
     postprocessor.run(&heads, &mut found);
-    let mut out = std::io::stdout().lock();
-    writeln!(out, "{}", serde_json::json!({ "ready": 1, "found": found.len(), "isa": kernels.isa().name() }))?;
-    for line in std::io::stdin().lock().lines() {
-        let time = Duration::try_from_secs_f64(line?.trim().parse()?)?;
-        let (mut wall, mut cpu, mut spent, mut n) = (Duration::MAX, Duration::MAX, Duration::ZERO, 0);
-        while spent < time {
-            let (before, mut stopwatch) = (process_cpu_time(), Stopwatch::start());
-            postprocessor.run(&heads, &mut found);
-            let lap = stopwatch.lap();
-            (wall, cpu) = (wall.min(lap), cpu.min(process_cpu_time().saturating_sub(before)));
-            (spent, n) = (spent + lap, n + 1);
-        }
-        let ms = |time: Duration| 1e3 * time.as_secs_f64();
-        writeln!(out, "{}", serde_json::json!({ "wall": ms(wall), "cpu": ms(cpu), "n": n }))?;
-        out.flush()?;
-    }
-    Ok(())
+    let ready = serde_json::json!({ "ready": 1, "found": found.len(), "isa": kernels.isa().name() });
+    worker::serve(&ready, || {
+        postprocessor.run(&heads, &mut found);
+    })
 }

@@ -4,14 +4,12 @@
 //! `{"ready":1,"isa":name,"pixels":hexadecimal}`, then for every line `<seconds>` on stdin `{"wall":ms,"cpu":ms,"n":count}`: the
 //! least of each.
 
+mod worker;
+
 use fovea::frame::{ColorInfo, PictureRef, PixelFormat, PlaneRef};
-use fovea::kernels::{Isa, Kernels};
-use fovea::pipeline::clock::{Stopwatch, process_cpu_time};
 use fovea::pipeline::detector::hex;
 use fovea::preprocess::Preprocessor;
 use std::error::Error;
-use std::io::{BufRead, Write};
-use std::time::Duration;
 
 /// `640x480`.
 fn size(text: &str) -> Result<(usize, usize), Box<dyn Error>> {
@@ -24,13 +22,7 @@ fn main() -> Result<(), Box<dyn Error>> {
     let [_, format, src, dst, file, isa @ ..] = arguments.as_slice() else {
         return Err("usage: bench_preprocess FORMAT WIDTHxHEIGHT INPUT_WIDTHxINPUT_HEIGHT FILE [ISA]".into());
     };
-    let kernels = match isa.first() {
-        None => Kernels::default(),
-        Some(name) => {
-            let isa = Isa::available().into_iter().find(|isa| isa.name() == name);
-            isa.and_then(Kernels::new).ok_or_else(|| format!("this CPU or this build has no kernels {name}"))?
-        }
-    };
+    let kernels = worker::kernels(isa.first())?;
     let format = PixelFormat::ALL.into_iter().find(|known| known.to_string() == *format).ok_or("no such format")?;
     let (src, dst, bytes) = (size(src)?, size(dst)?, std::fs::read(file)?);
     let (mut planes, mut rest) = ([PlaneRef::default(); 3], &bytes[..]);
@@ -43,21 +35,8 @@ fn main() -> Result<(), Box<dyn Error>> {
     let mut preprocessor = Preprocessor::with_kernels(dst, kernels);
     let mut pixels = vec![0; dst.0 * dst.1 * 3];
     preprocessor.run(&picture, &mut pixels);
-    let mut out = std::io::stdout().lock();
-    writeln!(out, "{}", serde_json::json!({ "ready": 1, "isa": kernels.isa().name(), "pixels": hex(&pixels) }))?;
-    for line in std::io::stdin().lock().lines() {
-        let time = Duration::try_from_secs_f64(line?.trim().parse()?)?;
-        let (mut wall, mut cpu, mut spent, mut n) = (Duration::MAX, Duration::MAX, Duration::ZERO, 0);
-        while spent < time {
-            let (before, mut stopwatch) = (process_cpu_time(), Stopwatch::start());
-            preprocessor.run(&picture, &mut pixels);
-            let lap = stopwatch.lap();
-            (wall, cpu) = (wall.min(lap), cpu.min(process_cpu_time().saturating_sub(before)));
-            (spent, n) = (spent + lap, n + 1);
-        }
-        let ms = |time: Duration| 1e3 * time.as_secs_f64();
-        writeln!(out, "{}", serde_json::json!({ "wall": ms(wall), "cpu": ms(cpu), "n": n }))?;
-        out.flush()?;
-    }
-    Ok(())
+    let ready = serde_json::json!({ "ready": 1, "isa": kernels.isa().name(), "pixels": hex(&pixels) });
+    worker::serve(&ready, || {
+        preprocessor.run(&picture, &mut pixels);
+    })
 }

@@ -3,8 +3,10 @@
 
 #[expect(unsafe_code, reason = "an allocator is an unsafe trait")]
 mod counting;
+#[path = "counting/by_thread.rs"]
+mod counting_by_thread;
 
-use counting::Counting;
+use counting_by_thread::N_ALLOCATIONS;
 use fovea::detection::{BBox, ClassId, Detection};
 use fovea::kernels::postprocess::{BoxLists, IouLimit, Limits, SCAN_BLOCK};
 use fovea::kernels::{Isa, Kernels};
@@ -15,20 +17,6 @@ use fovea::retinanet::{
     NetworkSpec, NmsMethod, PostprocessSpec,
 };
 use proptest::prelude::*;
-use std::cell::Cell;
-
-thread_local! {
-    /// Allocations of this thread.
-    static N_ALLOCATIONS: Cell<u64> = const { Cell::new(0) };
-}
-
-fn count(_: usize) {
-    // A thread that ends has no counter any more.
-    let _ = N_ALLOCATIONS.try_with(|n| n.set(n.get() + 1));
-}
-
-#[global_allocator]
-static ALLOCATOR: Counting = Counting { took: count, gave: |_| () };
 
 /// The kernels of every instruction set that is there.
 fn all_kernels() -> Vec<Kernels> {

@@ -3,29 +3,17 @@
 #![expect(unsafe_code, reason = "pages that must not be read, a counting allocator: see the safety comments")]
 
 mod counting;
+#[path = "counting/by_thread.rs"]
+mod counting_by_thread;
 
-use counting::Counting;
+use counting_by_thread::N_ALLOCATIONS;
 use fovea::frame::{
     ColorInfo, ColorMatrix, ColorRange, Letterbox, PictureError, PictureRef, PixelFormat, PlaneRef, Region, Rotation,
 };
 use fovea::kernels::{Isa, Kernels, Pool};
 use fovea::preprocess::Preprocessor;
 use proptest::prelude::*;
-use std::cell::Cell;
 use std::sync::Arc;
-
-thread_local! {
-    /// Allocations of this thread.
-    static N_ALLOCATIONS: Cell<u64> = const { Cell::new(0) };
-}
-
-fn count(_: usize) {
-    // A thread that ends has no counter any more.
-    let _ = N_ALLOCATIONS.try_with(|n| n.set(n.get() + 1));
-}
-
-#[global_allocator]
-static ALLOCATOR: Counting = Counting { took: count, gave: |_| () };
 
 /// Calls `check` for the kernels of every instruction set that is there.
 fn for_each_isa(mut check: impl FnMut(Kernels)) {

@@ -197,6 +197,22 @@ fn a_student_comes_nearer_to_its_teacher() {
     assert_eq!(strange.status.code(), Some(2), "{}", stderr(&strange));
 }
 
+#[test]
+fn initial_weights_bring_their_network() {
+    let dir = tempfile::tempdir().unwrap();
+    let data = data_set(&dir.path().join("data"));
+    let [first, second] = ["first", "second"].map(|name| dir.path().join(name));
+    assert_done(&fit(&data, &first, &["--iterations", "1"]));
+    let mut command = program();
+    command.args(["fit", "--width", "96", "--height", "64", "--batch", "4", "--threads", "1", "--device", "cpu"]);
+    command.args(["--iterations", "1", "--data"]).arg(&data).arg("--out").arg(&second);
+    let output = command.arg("--init").arg(first.join("weights.safetensors")).output().unwrap();
+    assert_done(&output);
+    let taken = "0 of the network are not in it and 0 have another shape";
+    assert!(stderr(&output).contains(taken), "{}", stderr(&output));
+    assert_same(&first, &second, &["model.toml"]);
+}
+
 /// The same command twice, as `torchrun` would start it.
 fn two_processes(make: impl Fn() -> Command) -> [std::process::Child; 2] {
     let port = std::net::TcpListener::bind(("127.0.0.1", 0)).unwrap().local_addr().unwrap().port() - 1;
@@ -603,7 +619,7 @@ fn the_readme_leads_from_labels_to_a_running_model() {
         while let Some(word) = words.next() {
             match word.as_str() {
                 // Weights for another network, and the number of steps for another size.
-                "--backbone" | "--init" | "--iterations" => drop(words.next()),
+                "--init" | "--iterations" => drop(words.next()),
                 "fit" => drop(command.arg("fit").args(small.split_whitespace())),
                 "eval" => drop(command.args(["eval", "--device", "cpu"])),
                 "quantize" => drop(command.args(["quantize", "--accept-loss"])),

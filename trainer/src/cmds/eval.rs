@@ -1,6 +1,6 @@
 //! `fovea-train eval`.
 
-use super::device;
+use super::DeviceArgs;
 use crate::data::Folder;
 use crate::evaluate::{evaluate, summary};
 use crate::model::Model;
@@ -30,12 +30,8 @@ pub(crate) struct Args {
     /// Write the metrics as JSON; - is stdout.
     #[arg(long)]
     json: Option<PathBuf>,
-    /// auto, cpu or cuda.
-    #[arg(long, default_value = "auto")]
-    device: String,
-    /// Threads of the arithmetic on a CPU.
-    #[arg(long)]
-    threads: Option<usize>,
+    #[command(flatten)]
+    device: DeviceArgs,
 }
 
 pub(super) fn size(text: &str) -> Result<(usize, usize), String> {
@@ -46,7 +42,7 @@ pub(super) fn size(text: &str) -> Result<(usize, usize), String> {
 impl Args {
     /// Measures.
     pub(crate) fn run(self) -> Result<()> {
-        let device = device(&self.device, self.threads)?;
+        let device = self.device.open()?;
         let dir = RunDir(self.run);
         let mut spec = ModelSpec::read(&dir.model())?;
         if let Some((width, height)) = self.size {

@@ -12,7 +12,7 @@ use crate::run_dir::RunDir;
 use crate::spec::{Backbone, ModelSpec, Norm, Pyramid};
 use crate::weights;
 use anyhow::{Context, Result};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use tch::Kind;
@@ -70,7 +70,8 @@ pub(crate) struct Settings {
     /// its paths.
     #[arg(long)]
     config: Option<PathBuf>,
-    /// Initial weights (safetensors), taken by name.
+    /// Initial weights (safetensors), taken by name. Where a model.toml lies beside them (a run, a shipped model), the backbone and
+    /// the channels and depths that flags do not name are its own.
     #[arg(long)]
     init: Option<PathBuf>,
     /// A stronger network to learn from beside the labels: the folder of a run or a model with the same anchors. Weights of
@@ -84,14 +85,14 @@ pub(crate) struct Settings {
     /// Recipe to start from; the flags below change it.
     #[arg(long, value_enum, default_value = "edge", conflicts_with = "config")]
     preset: Preset,
-    /// Part that makes C3 to C5. [default: shufflenetv2, paper: resnet18]
+    /// Part that makes C3 to C5. [default: that of --init, else shufflenetv2, paper: resnet18]
     #[arg(long, value_enum, conflicts_with = "config")]
     backbone: Option<Backbone>,
     /// Batch norm in the backbone: needed from scratch, wrong for initial weights whose batch norm is folded.
     /// [default: what --init has; true without --init]
     #[arg(long, conflicts_with = "config")]
     backbone_norm: Option<bool>,
-    /// Channels of the pyramid and of the towers. [default: 64, paper: 256]
+    /// Channels of the pyramid and of the towers. [default: those of --init, else 64, paper: 256]
     #[arg(long, conflicts_with = "config")]
     width_channels: Option<usize>,
     /// Channels of the towers alone. [default: those of the pyramid]
@@ -115,7 +116,7 @@ pub(crate) struct Settings {
     /// Shapes of anchors: 1 (square) or 3 (1:2, 1:1, 2:1).
     #[arg(long, default_value = "3", value_parser = ["1", "3"], conflicts_with = "config")]
     ratios: String,
-    /// Convolutions in each tower, before the last. [default: 2, paper: 4]
+    /// Convolutions in each tower, before the last. [default: that of --init, else 2, paper: 4]
     #[arg(long, conflicts_with = "config")]
     head_depth: Option<usize>,
     /// Input width in pixels, a multiple of 32.
@@ -308,7 +309,13 @@ impl Settings {
         } else {
             self.classes.clone()
         };
-        let channels = self.width_channels.unwrap_or(if is_paper { 256 } else { 64 });
+        let origin = self.init.as_deref().and_then(Path::parent).map(|dir| RunDir(dir.to_owned()));
+        let origin = origin.filter(|dir| dir.model().exists()).map(|dir| dir.spec()).transpose()?;
+        let like = |of: fn(&ModelSpec) -> usize| origin.as_ref().map(of);
+        let channels = self.width_channels.or(like(|spec| spec.fpn_width)).unwrap_or(if is_paper { 256 } else { 64 });
+        let head_width = self.head_width.or(self.width_channels).or(like(|spec| spec.head_width)).unwrap_or(channels);
+        let head_depth = self.head_depth.or(like(|spec| spec.head_depth)).unwrap_or(if is_paper { 4 } else { 2 });
+        let backbone = self.backbone.or(origin.as_ref().map(|spec| spec.backbone));
         let anchors = if is_paper { ModelSpec::paper_anchors() } else { ModelSpec::edge_anchors() };
         let model = ModelSpec {
             backbone_norm: match (self.backbone_norm, &self.init) {
@@ -319,13 +326,13 @@ impl Settings {
             stride_in_1x1: self.stride_in_1x1,
             pyramid: self.pyramid,
             pyramid_norm: self.pyramid_norm.unwrap_or(!is_paper),
-            head_width: self.head_width.unwrap_or(channels),
+            head_width,
             head_norm: self.head_norm.unwrap_or(if is_paper { Norm::None } else { Norm::Batch }),
             anchors: ModelSpec::arranged(anchors, self.scales, self.ratios == "1", self.pyramid),
             ..ModelSpec::edge(
-                self.backbone.unwrap_or(if is_paper { Backbone::ResNet18 } else { Backbone::ShuffleNetV2 }),
+                backbone.unwrap_or(if is_paper { Backbone::ResNet18 } else { Backbone::ShuffleNetV2 }),
                 channels,
-                self.head_depth.unwrap_or(if is_paper { 4 } else { 2 }),
+                head_depth,
                 (self.width, self.height),
                 classes,
             )

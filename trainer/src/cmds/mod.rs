@@ -105,6 +105,26 @@ impl Command {
     }
 }
 
+/// Where a network computes.
+#[cfg(feature = "train")]
+#[derive(Debug, clap::Args)]
+pub(crate) struct DeviceArgs {
+    /// auto, cpu or cuda.
+    #[arg(long, default_value = "auto")]
+    device: String,
+    /// Threads of the arithmetic on a CPU.
+    #[arg(long)]
+    threads: Option<usize>,
+}
+
+#[cfg(feature = "train")]
+impl DeviceArgs {
+    /// The device, with its threads set.
+    pub(crate) fn open(&self) -> Result<tch::Device> {
+        device(&self.device, self.threads)
+    }
+}
+
 /// The device that `--device` names.
 #[cfg(feature = "train")]
 pub(crate) fn device(name: &str, threads: Option<usize>) -> Result<tch::Device> {

@@ -1,6 +1,6 @@
 //! `fovea-train plot`: the figures of the paper, and those that show what a run does.
 
-use super::{Request, device};
+use super::{DeviceArgs, Request};
 use crate::augment::Augmentation;
 use crate::config::FitConfig;
 use crate::data::{Folder, class_by_category};
@@ -54,12 +54,8 @@ enum Figure {
         /// PNG to write; the table goes to stdout.
         #[arg(long)]
         out: PathBuf,
-        /// auto, cpu or cuda.
-        #[arg(long, default_value = "auto")]
-        device: String,
-        /// Threads of the arithmetic on a CPU.
-        #[arg(long)]
-        threads: Option<usize>,
+        #[command(flatten)]
+        device: DeviceArgs,
     },
     /// Precision and recall by class, scores, sizes, and what is taken for what.
     Detections {
@@ -78,12 +74,8 @@ enum Figure {
         /// Folder to write precision.png, scores.png, sizes.png and confusion.png into.
         #[arg(long)]
         out: PathBuf,
-        /// auto, cpu or cuda.
-        #[arg(long, default_value = "auto")]
-        device: String,
-        /// Threads of the arithmetic on a CPU.
-        #[arg(long)]
-        threads: Option<usize>,
+        #[command(flatten)]
+        device: DeviceArgs,
     },
     /// Speed against accuracy (the paper's Figure 2).
     Speed {
@@ -101,14 +93,14 @@ impl Args {
     pub(crate) fn run(self) -> Result<()> {
         match self.figure {
             Figure::Losses { loss, out } => losses(&loss, &out),
-            Figure::Distribution { run, data, pictures, out, device: name, threads } => {
-                let model = Trained::open(run, device(&name, threads)?)?;
+            Figure::Distribution { run, data, pictures, out, device } => {
+                let model = Trained::open(run, device.open()?)?;
                 let z = model.logits(&data, pictures)?;
                 println!("{}", shares(&z));
                 draw_distribution(&z, &out)
             }
-            Figure::Detections { run, data, limit, score, out, device: name, threads } => {
-                let model = Trained::open(run, device(&name, threads)?)?;
+            Figure::Detections { run, data, limit, score, out, device } => {
+                let model = Trained::open(run, device.open()?)?;
                 std::fs::create_dir_all(&out).with_context(|| format!("cannot make the folder {}", out.display()))?;
                 detections(&model, &Folder::open(&data)?, limit, score, &out)
             }

@@ -4,7 +4,7 @@ use super::Failure;
 use super::output::{ResultFile, write_report};
 use super::postprocess_args::PostprocessArgs;
 use super::view_args::ViewArgs;
-use fovea::eval::EvalReport;
+use fovea::eval::{Counts, EvalReport};
 use fovea::frame::View;
 use fovea::images::{Degradation, ImageError};
 use fovea::pipeline::clock::Stopwatch;
@@ -23,7 +23,8 @@ Example:
 
 The data set is a folder with annotations.json (COCO format) and the folder images. Classes are matched by name; a class
 that is not in a picture's `exhaustive_category_ids` is skipped there. Scores are taken from the manifest's score_threshold
-on, unless an option says otherwise. What is labelled outside of --roi counts as missed.")]
+on, unless an option says otherwise. What is labelled outside of --roi counts as missed. Found, missed and false are counted
+at IoU 0.5 from each class's display_threshold on, as a user sees it.")]
 pub(crate) struct Args {
     /// Model folder: manifest.toml and the network that it names.
     #[arg(long, value_name = "DIR")]
@@ -79,10 +80,28 @@ impl Args {
                 eprintln!("left out, only the {whose} has them: {}", classes.join(", "));
             }
         }
-        let report = evaluation.evaluator.summarize();
-        eprintln!("{} pictures in {:.1} s", report.images, stopwatch.lap().as_secs_f64());
-        write_report(json, &report, &table(&report))
+        let metrics = evaluation.evaluator.summarize();
+        let of_class = evaluation.evaluator.outcomes().into_iter().zip(&evaluation.display_thresholds);
+        let counts = of_class.map(|(class, &threshold)| class.counts(threshold));
+        let at_display = metrics.per_class.iter().map(|(name, _)| name.clone()).zip(counts).collect();
+        let report = Report { metrics, at_display };
+        eprintln!("{} pictures in {:.1} s", report.metrics.images, stopwatch.lap().as_secs_f64());
+        write_report(json, &report, &report.table())
     }
+}
+
+/// The result: average precision, and what a user sees.
+#[derive(Debug, serde::Serialize)]
+struct Report {
+    #[serde(flatten)]
+    metrics: EvalReport,
+    /// By class, in the order of `metrics.per_class`.
+    #[serde(serialize_with = "as_map")]
+    at_display: Vec<(String, Counts)>,
+}
+
+fn as_map<S: serde::Serializer>(classes: &[(String, Counts)], serializer: S) -> Result<S::Ok, S::Error> {
+    serializer.collect_map(classes.iter().map(|(name, counts)| (name, counts)))
 }
 
 fn degradation(name: &str) -> Result<Degradation, String> {
@@ -102,26 +121,27 @@ fn failure(error: EvaluateError) -> Failure {
     }
 }
 
-/// The result for people.
-fn table(report: &EvalReport) -> String {
-    let percent = |value: Option<f64>| value.map_or_else(|| "-".into(), |value| format!("{:.2}", 100.0 * value));
-    let width = report.per_class.iter().map(|(name, _)| name.len()).max().unwrap_or(0).max("all classes".len());
-    let mut text = String::new();
-    let mut line = |name: &str, ap: Option<f64>, ap50: Option<f64>, boxes: String| {
-        // Writing to a string cannot fail.
-        let _ = writeln!(text, "{name:width$} {:>7} {:>7} {boxes:>7}", percent(ap), percent(ap50));
-    };
-    for (name, class) in &report.per_class {
-        line(name, class.ap, class.ap50, class.boxes.to_string());
+impl Report {
+    /// The result for people.
+    fn table(&self) -> String {
+        const ALL: &str = "all classes";
+        let metrics = &self.metrics;
+        let percent = |value: Option<f64>| value.map_or_else(|| "-".into(), |value| format!("{:.2}", 100.0 * value));
+        let width = self.at_display.iter().map(|(name, _)| name.len()).max().unwrap_or(0).max(ALL.len());
+        let mut text = format!("{:width$}      AP    AP50   boxes   found  missed   false  shown from\n", "");
+        let mut line = |name: &str, aps: [Option<f64>; 2], [boxes, found, missed, wrong]: [usize; 4], from: &str| {
+            let [ap, ap50] = aps.map(percent);
+            // Writing to a string cannot fail.
+            let _ = writeln!(text, "{name:width$} {ap:>7} {ap50:>7} {boxes:>7} {found:>7} {missed:>7} {wrong:>7}  {from:>10}");
+        };
+        let mut sums = [0; 4];
+        for ((name, class), (_, counts)) in metrics.per_class.iter().zip(&self.at_display) {
+            let numbers = [class.boxes, counts.found, counts.missed, counts.false_positives];
+            line(name, [class.ap, class.ap50], numbers, &format!("{:.3}", counts.score_threshold));
+            sums = std::array::from_fn(|i| sums[i] + numbers[i]);
+        }
+        line(ALL, [metrics.ap, metrics.ap50], sums, "");
+        let [ap75, small, medium, large] = [metrics.ap75, metrics.ap_small, metrics.ap_medium, metrics.ap_large].map(percent);
+        text + &format!("AP75 {ap75}, small {small}, medium {medium}, large {large}\n")
     }
-    line("all classes", report.ap, report.ap50, report.per_class.iter().map(|(_, class)| class.boxes).sum::<usize>().to_string());
-    let head = format!("{:width$} {:>7} {:>7} {:>7}\n", "", "AP", "AP50", "boxes");
-    let tail = format!(
-        "AP75 {}, small {}, medium {}, large {}\n",
-        percent(report.ap75),
-        percent(report.ap_small),
-        percent(report.ap_medium),
-        percent(report.ap_large)
-    );
-    head + &text + &tail
 }

@@ -107,6 +107,19 @@ pub struct ClassOutcomes {
     pub boxes: usize,
 }
 
+/// Detections of one class from a score on, at IoU 0.5.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize)]
+pub struct Counts {
+    /// That score.
+    pub score_threshold: f32,
+    /// Labelled boxes that a detection matches.
+    pub found: usize,
+    /// Labelled boxes that none matches.
+    pub missed: usize,
+    /// Detections that match no box.
+    pub false_positives: usize,
+}
+
 #[derive(Debug, Clone, Copy)]
 struct Truth {
     bbox: [f64; 4],
@@ -397,6 +410,15 @@ impl ClassOutcomes {
             boxes: matches.n_positives,
         }
     }
+
+    /// What is found, missed and wrong among detections of at least this score. Matching is greedy from the best on: those
+    /// below do not change what became of those above.
+    #[must_use]
+    pub fn counts(&self, score_threshold: f32) -> Counts {
+        let kept = &self.detections[..self.detections.partition_point(|&(score, _)| score >= f64::from(score_threshold))];
+        let found = kept.iter().filter(|&&(_, is_true)| is_true).count();
+        Counts { score_threshold, found, missed: self.boxes - found, false_positives: kept.len() - found }
+    }
 }
 
 /// Greedy matching, best detection first. A detection takes the free box it overlaps most (of equals the last); a
@@ -535,6 +557,17 @@ fn mean_of(values: impl Iterator<Item = f64>) -> Option<f64> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn counts_end_at_the_threshold() {
+        let class =
+            ClassOutcomes { detections: vec![(0.9, true), (0.5, false), (0.5, true), (0.2, true), (0.1, false)], boxes: 4 };
+        let counts = |threshold| {
+            let Counts { found, missed, false_positives, .. } = class.counts(threshold);
+            [found, missed, false_positives]
+        };
+        assert_eq!([0.0, 0.2, 0.5, 0.6, 1.0].map(counts), [[3, 1, 2], [3, 1, 1], [2, 2, 1], [1, 3, 0], [0, 4, 0]]);
+    }
 
     /// Resampled AP is that of a data set in which the drawn pictures stand as often as they were drawn.
     #[test]

@@ -4,4 +4,6 @@ mod coco;
 mod metrics;
 
 pub use coco::{CocoAnnotation, CocoCategory, CocoDataset, CocoError, CocoImage};
-pub use metrics::{ClassOutcomes, ClassReport, CocoEvaluator, EvalError, EvalReport, F1Threshold, MAX_DETECTIONS, Resampling};
+pub use metrics::{
+    ClassOutcomes, ClassReport, CocoEvaluator, Counts, EvalError, EvalReport, F1Threshold, MAX_DETECTIONS, Resampling,
+};

@@ -6,7 +6,7 @@
 use super::detector::{Detector, DetectorOptions, OpenError, read_manifest};
 use super::ports::{Detect, DetectError};
 use crate::detection::Detection;
-use crate::eval::{CocoDataset, CocoError, CocoEvaluator, CocoImage, EvalError};
+use crate::eval::{CocoCategory, CocoDataset, CocoError, CocoEvaluator, CocoImage, EvalError};
 use crate::frame::View;
 use crate::images::{self, Degradation, ImageError, RgbPicture};
 use crate::postprocess::PostprocessOptions;
@@ -35,6 +35,9 @@ pub struct EvaluateOptions {
 pub struct Evaluation {
     /// All detections and labels: ask it for the metrics.
     pub evaluator: CocoEvaluator,
+    /// Scores from which on a detection is shown to people, by class in the order of the metrics: the manifest's
+    /// `display_threshold`, or what the options ask for.
+    pub display_thresholds: Vec<f32>,
     /// Classes of the data set that the model does not know: left out.
     pub unknown_to_model: Vec<String>,
     /// Classes of the model that the data set does not have: their detections are left out.
@@ -138,6 +141,14 @@ pub fn evaluate_dataset(
     dataset.categories = known;
     let unknown_to_data = manifest.classes.iter().zip(&categories).filter(|(_, id)| id.is_none()).map(|(name, _)| name.clone());
 
+    let shown_from = |category: &CocoCategory| {
+        let (asked, class) = (&options.postprocess, &category.name);
+        let of_class = asked.class_thresholds.iter().find(|(name, _)| name == class).map(|(_, threshold)| *threshold);
+        let class_idx = manifest.classes.iter().position(|known| known == class).unwrap_or_default();
+        of_class.or(asked.score_threshold).unwrap_or_else(|| manifest.display_threshold(class_idx))
+    };
+    let display_thresholds = dataset.categories.iter().map(shown_from).collect();
+
     let threads = match options.threads {
         0 => std::thread::available_parallelism().map_or(1, usize::from),
         n => n,
@@ -162,6 +173,7 @@ pub fn evaluate_dataset(
     }
     Ok(Evaluation {
         evaluator,
+        display_thresholds,
         unknown_to_model: unknown_to_model.into_iter().map(|category| category.name).collect(),
         unknown_to_data: unknown_to_data.collect(),
     })

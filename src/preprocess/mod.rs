@@ -217,14 +217,17 @@ impl Preprocessor {
 
 /// Fills what the picture does not.
 fn pad(letterbox: &Letterbox, out: &mut [u8]) {
-    let rows = letterbox.pad.1..letterbox.pad.1 + letterbox.resized.1;
+    let stride = 3 * letterbox.dst.0;
+    let (above, rest) = out.split_at_mut(stride * letterbox.pad.1);
+    let (beside, below) = rest.split_at_mut(stride * letterbox.resized.1);
+    above.fill(PAD_VALUE);
+    below.fill(PAD_VALUE);
     let columns = 3 * letterbox.pad.0..3 * (letterbox.pad.0 + letterbox.resized.0);
-    for (y, row) in out.chunks_exact_mut(3 * letterbox.dst.0).enumerate() {
-        if rows.contains(&y) {
-            row[..columns.start].fill(PAD_VALUE);
-            row[columns.end..].fill(PAD_VALUE);
-        } else {
-            row.fill(PAD_VALUE);
-        }
+    if columns == (0..stride) {
+        return;
+    }
+    for row in beside.chunks_exact_mut(stride) {
+        row[..columns.start].fill(PAD_VALUE);
+        row[columns.end..].fill(PAD_VALUE);
     }
 }

@@ -186,6 +186,16 @@ fn eval_reports_what_cli_md_states_for_any_number_of_threads() {
     }
     assert_eq!(report["images"], 5);
     assert_eq!(report["per_class"]["person"]["boxes"], 5);
+    let counts = &report["at_display"]["person"];
+    assert_eq!(
+        counts["found"].as_u64().zip(counts["missed"].as_u64()).map(|(found, missed)| found + missed),
+        Some(5),
+        "{counts}"
+    );
+    let strict = ["eval", "--model", "tiny", "--data", "data", "--json", "-", "--score-threshold", "1"];
+    let strict: Value = serde_json::from_str(&ok(folder, &strict)).expect("JSON");
+    let nothing = serde_json::json!({"score_threshold": 1.0, "found": 0, "missed": 5, "false_positives": 0});
+    assert_eq!(strict["at_display"]["person"], nothing);
     assert!(report["per_class"].get("zebra").is_none(), "a class the model does not know is left out: {report}");
     assert!(reports.iter().all(|other| other == report), "{reports:?}");
     let all = ok(folder, &["eval", "--model", "tiny", "--data", "data", "--json", "-", "--roi", "0,0,1.0,1"]);

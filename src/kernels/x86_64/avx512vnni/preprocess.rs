@@ -20,7 +20,7 @@ pub(in crate::kernels) struct PictureLoops;
 const SHIFT: u32 = WEIGHT_BITS + MID_BITS;
 
 /// Two values of a window for each output of a block.
-#[derive(Debug)]
+#[derive(Debug, PartialEq, Eq)]
 #[repr(align(64))]
 struct Round {
     from: [u16; 2 * LANES],
@@ -36,6 +36,8 @@ pub(in crate::kernels) struct Columns {
     /// First value of each window.
     offsets: Vec<usize>,
     rounds: Vec<Round>,
+    /// Whether the rounds of every block are those of the first: 16 outputs come from a whole number of samples.
+    is_periodic: bool,
     /// Values that are read at most.
     reach: usize,
 }
@@ -49,7 +51,8 @@ impl Loops for PictureLoops {
         let n_windows = blocks.iter().map(Vec::len).max().unwrap_or(0);
         let n_rounds = blocks.iter().flatten().map(|window| window.rounds.len()).max().unwrap_or(0);
         let n_blocks = blocks.len();
-        let mut columns = Columns { n_blocks, n_windows, n_rounds, offsets: Vec::new(), rounds: Vec::new(), reach: WINDOW };
+        let (offsets, rounds) = (Vec::new(), Vec::new());
+        let mut columns = Columns { n_blocks, n_windows, n_rounds, offsets, rounds, is_periodic: false, reach: WINDOW };
         for block in &blocks {
             for nth in 0..n_windows {
                 let offset = block.get(nth).map_or(0, |window| window.offset);
@@ -61,6 +64,9 @@ impl Loops for PictureLoops {
                 }
             }
         }
+        let mut rounds = columns.rounds.chunks((n_windows * n_rounds).max(1));
+        let first = rounds.next();
+        columns.is_periodic = rounds.all(|rounds| Some(rounds) == first);
         columns
     }
 
@@ -83,12 +89,17 @@ impl Loops for PictureLoops {
         unsafe {
             match columns {
                 [luma, chroma] => {
-                    let across = match (luma.rounds_of_one(), chroma.rounds_of_one()) {
-                        (1, 1) => across_yuv::<1, 1>,
-                        (2, 1) => across_yuv::<2, 1>,
-                        (2, 2) => across_yuv::<2, 2>,
-                        (3, 2) => across_yuv::<3, 2>,
-                        _ => across_yuv::<0, 0>,
+                    let is_periodic = luma.is_periodic && chroma.is_periodic;
+                    let across = match (luma.rounds_of_one(), chroma.rounds_of_one(), is_periodic) {
+                        (1, 1, true) => across_yuv::<1, 1, true>,
+                        (2, 1, true) => across_yuv::<2, 1, true>,
+                        (2, 2, true) => across_yuv::<2, 2, true>,
+                        (3, 2, true) => across_yuv::<3, 2, true>,
+                        (1, 1, false) => across_yuv::<1, 1, false>,
+                        (2, 1, false) => across_yuv::<2, 1, false>,
+                        (2, 2, false) => across_yuv::<2, 2, false>,
+                        (3, 2, false) => across_yuv::<3, 2, false>,
+                        _ => across_yuv_any,
                     };
                     across(luma, chroma, mids, matrix, rgb);
                 }
@@ -203,49 +214,135 @@ unsafe fn store([a, b]: [__m512i; 2], mid: *mut u16) {
     }
 }
 
+/// What weighs the outputs of a block in one round, in registers: where values come from, and their weights.
+type Weighing = (__m512i, __m512i);
+
+impl Round {
+    #[inline]
+    #[target_feature(enable = "avx512f")]
+    fn load(&self) -> Weighing {
+        // SAFETY: 32 values of 16 bits each.
+        unsafe { (_mm512_load_si512(self.from.as_ptr().cast()), _mm512_load_si512(self.weights.as_ptr().cast())) }
+    }
+}
+
+impl Columns {
+    /// The rounds of a block that has one window.
+    #[inline]
+    #[target_feature(enable = "avx512f")]
+    fn load<const ROUNDS: usize>(&self, block: usize) -> [Weighing; ROUNDS] {
+        let rounds = &self.rounds[block * ROUNDS..][..ROUNDS];
+        std::array::from_fn(|i| rounds[i].load())
+    }
+}
+
+/// Half a unit of a weighted sum, from which it begins.
+#[inline]
+#[target_feature(enable = "avx512f")]
+fn half<const N: usize>() -> [__m512i; N] {
+    [_mm512_set1_epi32(1 << (SHIFT - 1)); N]
+}
+
+/// The values of a window for each component.
+///
+/// # Safety
+/// The CPU has AVX-512 F; each of `mids` has a window from `offset` on.
+#[inline]
+#[target_feature(enable = "avx512f")]
+unsafe fn window<const N: usize>(offset: usize, mids: [&[u16]; N]) -> [(__m512i, __m512i); N] {
+    mids.map(|mid| {
+        // SAFETY: 32 values each.
+        unsafe {
+            let window = mid.as_ptr().add(offset);
+            (_mm512_loadu_si512(window.cast()), _mm512_loadu_si512(window.add(32).cast()))
+        }
+    })
+}
+
+/// Adds what a round picks from a window.
+#[inline]
+#[target_feature(enable = "avx512f,avx512bw,avx512vnni")]
+fn add<const N: usize>(sums: &mut [__m512i; N], window: &[(__m512i, __m512i); N], (from, weights): Weighing) {
+    for (sum, values) in sums.iter_mut().zip(window) {
+        *sum = _mm512_dpwssd_epi32(*sum, _mm512_permutex2var_epi16(values.0, from, values.1), weights);
+    }
+}
+
 /// Weighted sums of one block for components of one grid, in 32 bits each: the byte is in the upper 11.
 ///
 /// # Safety
 /// The CPU has AVX-512 F, BW and VNNI; each of `mids` has the values that the columns reach.
 #[inline]
 #[target_feature(enable = "avx512f,avx512bw,avx512vnni")]
-unsafe fn weigh<const N: usize, const ROUNDS: usize>(columns: &Columns, block: usize, mids: [&[u16]; N]) -> [__m512i; N] {
-    let mut sums = [_mm512_set1_epi32(1 << (SHIFT - 1)); N];
-    let n_windows = if ROUNDS > 0 { 1 } else { columns.n_windows };
-    let n_rounds = if ROUNDS > 0 { ROUNDS } else { columns.n_rounds };
-    let offsets = &columns.offsets[block * n_windows..][..n_windows];
+unsafe fn weigh<const N: usize>(columns: &Columns, block: usize, mids: [&[u16]; N]) -> [__m512i; N] {
+    let mut sums = half();
+    let (n_windows, n_rounds) = (columns.n_windows, columns.n_rounds);
     let mut rounds = columns.rounds[block * n_windows * n_rounds..][..n_windows * n_rounds].iter();
-    for &offset in offsets {
-        let values = mids.map(|mid| {
-            // SAFETY: a window, and `mid` has all that are reached.
-            unsafe {
-                let window = mid.as_ptr().add(offset);
-                (_mm512_loadu_si512(window.cast()), _mm512_loadu_si512(window.add(32).cast()))
-            }
-        });
+    for &offset in &columns.offsets[block * n_windows..][..n_windows] {
+        // SAFETY: as for this function.
+        let window = unsafe { window(offset, mids) };
         for round in rounds.by_ref().take(n_rounds) {
-            // SAFETY: 32 values of 16 bits each.
-            let (from, weights) =
-                unsafe { (_mm512_load_si512(round.from.as_ptr().cast()), _mm512_load_si512(round.weights.as_ptr().cast())) };
-            for i in 0..N {
-                let picked = _mm512_permutex2var_epi16(values[i].0, from, values[i].1);
-                sums[i] = _mm512_dpwssd_epi32(sums[i], picked, weights);
-            }
+            add(&mut sums, &window, round.load());
         }
     }
     sums
 }
 
+/// The same where each block has one window and `ROUNDS` rounds, `weighings`.
+///
+/// # Safety
+/// As [`weigh`].
+#[inline]
+#[target_feature(enable = "avx512f,avx512bw,avx512vnni")]
+unsafe fn weigh_one<const N: usize, const ROUNDS: usize>(
+    columns: &Columns,
+    block: usize,
+    weighings: [Weighing; ROUNDS],
+    mids: [&[u16]; N],
+) -> [__m512i; N] {
+    let mut sums = half();
+    // SAFETY: as for this function.
+    let window = unsafe { window(columns.offsets[block], mids) };
+    for weighing in weighings {
+        add(&mut sums, &window, weighing);
+    }
+    sums
+}
+
+/// Luma and chroma, both with one window a block, and what weighs them in registers from the first block to the last where
+/// it `IS_PERIODIC`.
+///
 /// # Safety
 /// As [`weigh`], for luma and chroma.
 #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512vnni")]
-unsafe fn across_yuv<const LUMA: usize, const CHROMA: usize>(
+unsafe fn across_yuv<const LUMA: usize, const CHROMA: usize, const IS_PERIODIC: bool>(
     luma: &Columns,
     chroma: &Columns,
-    mids: [&[u16]; 3],
+    [y, u, v]: [&[u16]; 3],
     matrix: &ColorCoefficients,
     rgb: &mut [u8],
 ) {
+    let first = (luma.load::<LUMA>(0), chroma.load::<CHROMA>(0));
+    let weighed = |block: usize| {
+        let (of_luma, of_chroma) = if IS_PERIODIC { first } else { (luma.load(block), chroma.load(block)) };
+        // SAFETY: as for this function.
+        unsafe { (weigh_one(luma, block, of_luma, [y]), weigh_one(chroma, block, of_chroma, [u, v])) }
+    };
+    color(weighed, matrix, rgb);
+}
+
+/// # Safety
+/// As [`weigh`], for luma and chroma.
+#[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512vnni")]
+unsafe fn across_yuv_any(luma: &Columns, chroma: &Columns, [y, u, v]: [&[u16]; 3], matrix: &ColorCoefficients, rgb: &mut [u8]) {
+    // SAFETY: as for this function.
+    color(|block| unsafe { (weigh(luma, block, [y]), weigh(chroma, block, [u, v])) }, matrix, rgb);
+}
+
+/// Red, green and blue of a row from the weighted sums of its blocks.
+#[inline]
+#[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512vnni")]
+fn color(weighed: impl Fn(usize) -> ([__m512i; 1], [__m512i; 2]), matrix: &ColorCoefficients, rgb: &mut [u8]) {
     // Two coefficients of 16 bits each: the lower one for luma, the upper one for chroma.
     let pair = |low: i32, high: i32| _mm512_set1_epi32((low & 0xFFFF) | (high << 16));
     let (red, blue) = (pair(matrix.y, matrix.rv), pair(matrix.y, matrix.bu));
@@ -254,9 +351,7 @@ unsafe fn across_yuv<const LUMA: usize, const CHROMA: usize>(
     let rest = |chroma: i32| _mm512_set1_epi32((1 << (COLOR_BITS - 1)) - matrix.y * matrix.black - 128 * chroma);
     let (red_rest, green_rest, blue_rest) = (rest(matrix.rv), rest(-matrix.gu - matrix.gv), rest(matrix.bu));
     for block in 0..rgb.len().div_ceil(3 * LANES) {
-        // SAFETY: as for this function.
-        let ([y], [u, v]) =
-            unsafe { (weigh::<1, LUMA>(luma, block, [mids[0]]), weigh::<2, CHROMA>(chroma, block, [mids[1], mids[2]])) };
+        let ([y], [u, v]) = weighed(block);
         // Luma below, chroma in the upper 16 bits above a fraction that is not looked at.
         let y = _mm512_srli_epi32::<SHIFT>(y);
         let [u, v] = [u, v].map(|c| _mm512_srli_epi32::<{ SHIFT - 16 }>(c));
@@ -274,7 +369,7 @@ unsafe fn across_yuv<const LUMA: usize, const CHROMA: usize>(
 unsafe fn across_rgb(columns: &Columns, mids: [&[u16]; 3], rgb: &mut [u8]) {
     for block in 0..rgb.len().div_ceil(3 * LANES) {
         // SAFETY: as for this function.
-        let sums = unsafe { weigh::<3, 0>(columns, block, mids) };
+        let sums = unsafe { weigh(columns, block, mids) };
         write(&mut rgb[3 * LANES * block..], sums.map(|sum| _mm512_srli_epi32::<SHIFT>(sum)));
     }
 }
@@ -285,7 +380,7 @@ unsafe fn across_rgb(columns: &Columns, mids: [&[u16]; 3], rgb: &mut [u8]) {
 unsafe fn across_gray(columns: &Columns, mid: &[u16], rgb: &mut [u8]) {
     for block in 0..rgb.len().div_ceil(3 * LANES) {
         // SAFETY: as for this function.
-        let [luma] = unsafe { weigh::<1, 0>(columns, block, [mid]) };
+        let [luma] = unsafe { weigh(columns, block, [mid]) };
         write(&mut rgb[3 * LANES * block..], [_mm512_srli_epi32::<SHIFT>(luma); 3]);
     }
 }

@@ -75,10 +75,12 @@ def repaired(network):
 class Detector:
     """A detector with a distribution over distances at every cell; `is_pico` tells the two layouts apart."""
 
+    OPTIONS = {}  # of OpenVINO
+
     def __init__(self, path, is_pico):
         self.is_pico = is_pico
         network = openvino.Core().read_model(str(path))
-        self.network = openvino.Core().compile_model(network if is_pico else repaired(network), "CPU")
+        self.network = openvino.Core().compile_model(network if is_pico else repaired(network), "CPU", self.OPTIONS)
         cells = []
         for stride in STRIDES:
             y, x = np.mgrid[: -(-SIZE // stride), : -(-SIZE // stride)]
@@ -86,8 +88,8 @@ class Detector:
             cells.append(np.stack([x.ravel() * stride + shift, y.ravel() * stride + shift, np.full(x.size, stride)], 1))
         self.cells = np.concatenate(cells).astype(np.float32)
 
-    def __call__(self, picture):
-        """Boxes by category: (boxes as corners in pixels, scores)."""
+    def __call__(self, picture, lowest=0.1):
+        """Boxes by category: (boxes as corners in pixels, scores above `lowest`)."""
         height, width = picture.shape[:2]
         canvas, shift, scale = letterboxed(picture)
         if self.is_pico:
@@ -98,7 +100,7 @@ class Detector:
             output = self.network(canvas[None])[0][0]
             scores, distances = output[:, :80], output[:, 80:]
         scores = scores[:, list(CLASSES)]
-        hit = scores.max(axis=1) > 0.1
+        hit = scores.max(axis=1) > lowest
         scores, cells = scores[hit], self.cells[hit]
         weights = np.exp(distances[hit].reshape(-1, 4, BINS))
         reach = (weights / weights.sum(2, keepdims=True)) @ np.arange(BINS, dtype=np.float32) * cells[:, 2:]
@@ -106,7 +108,7 @@ class Detector:
         boxes = np.clip((boxes - shift) / scale, 0, [width, height] * 2)
         found = {}
         for column, category in enumerate(CLASSES.values()):
-            mine = scores[:, column] > 0.1
+            mine = scores[:, column] > lowest
             kept = suppressed(boxes[mine], scores[mine, column])
             found[category] = boxes[mine][kept], scores[mine, column][kept]
         return found

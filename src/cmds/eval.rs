@@ -24,7 +24,7 @@ Example:
 The data set is a folder with annotations.json (COCO format) and the folder images. Classes are matched by name; a class
 that is not in a picture's `exhaustive_category_ids` is skipped there. Scores are taken from the manifest's score_threshold
 on, unless an option says otherwise. What is labelled outside of --roi counts as missed. Found, missed and false are counted
-at IoU 0.5 from each class's display_threshold on, as a user sees it.")]
+at IoU 0.5 above each class's display_threshold, as a user sees it.")]
 pub(crate) struct Args {
     /// Model folder: manifest.toml and the network that it names.
     #[arg(long, value_name = "DIR")]
@@ -128,7 +128,7 @@ impl Report {
         let metrics = &self.metrics;
         let percent = |value: Option<f64>| value.map_or_else(|| "-".into(), |value| format!("{:.2}", 100.0 * value));
         let width = self.at_display.iter().map(|(name, _)| name.len()).max().unwrap_or(0).max(ALL.len());
-        let mut text = format!("{:width$}      AP    AP50   boxes   found  missed   false  shown from\n", "");
+        let mut text = format!("{:width$}      AP    AP50   boxes   found  missed   false  shown above\n", "");
         let mut line = |name: &str, aps: [Option<f64>; 2], [boxes, found, missed, wrong]: [usize; 4], from: &str| {
             let [ap, ap50] = aps.map(percent);
             // Writing to a string cannot fail.

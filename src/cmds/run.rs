@@ -36,7 +36,8 @@ const DEFAULT_MODEL: &str = "models/default";
 pub(crate) struct Args {
     /// Pipeline file; `pipelines/` holds one for each use.
     pipeline: Option<PathBuf>,
-    /// Video file, folder of pictures, `rtsp://…`, `http://…`, `v4l2:///dev/video0`, `libcamera://`, `csi://0`, `test://`.
+    /// Video file, folder of pictures, `rtsp://…`, `rtmp://…`, `http://…`, `udp://…`, `srt://…`, `v4l2:///dev/video0`,
+    /// `libcamera://`, `csi://0`, `test://`, `launch:ELEMENTS`.
     #[arg(long, value_name = "URI")]
     source: Option<String>,
     /// File ending in .mp4 or .mkv, `display`, or `none`.
@@ -44,7 +45,7 @@ pub(crate) struct Args {
     sink: Option<String>,
     #[command(flatten)]
     model: ModelArgs,
-    /// `max`: every frame, the source waits (default for files); `live`: the newest frame wins (default for cameras).
+    /// `max`: every frame, the source waits (default for files); `live`: the newest frame wins (default for cameras and network streams but http).
     #[arg(long)]
     pace: Option<PaceArg>,
     /// Stop after so many frames went through the network.

@@ -107,10 +107,10 @@ pub struct ClassOutcomes {
     pub boxes: usize,
 }
 
-/// Detections of one class from a score on, at IoU 0.5.
+/// Detections of one class above a score, at IoU 0.5.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize)]
 pub struct Counts {
-    /// That score.
+    /// That score; a detection counts above it.
     pub score_threshold: f32,
     /// Labelled boxes that a detection matches.
     pub found: usize,
@@ -411,11 +411,11 @@ impl ClassOutcomes {
         }
     }
 
-    /// What is found, missed and wrong among detections of at least this score. Matching is greedy from the best on: those
+    /// What is found, missed and wrong among detections above this score. Matching is greedy from the best on: those
     /// below do not change what became of those above.
     #[must_use]
     pub fn counts(&self, score_threshold: f32) -> Counts {
-        let kept = &self.detections[..self.detections.partition_point(|&(score, _)| score >= f64::from(score_threshold))];
+        let kept = &self.detections[..self.detections.partition_point(|&(score, _)| score > f64::from(score_threshold))];
         let found = kept.iter().filter(|&&(_, is_true)| is_true).count();
         Counts { score_threshold, found, missed: self.boxes - found, false_positives: kept.len() - found }
     }
@@ -566,7 +566,7 @@ mod tests {
             let Counts { found, missed, false_positives, .. } = class.counts(threshold);
             [found, missed, false_positives]
         };
-        assert_eq!([0.0, 0.2, 0.5, 0.6, 1.0].map(counts), [[3, 1, 2], [3, 1, 1], [2, 2, 1], [1, 3, 0], [0, 4, 0]]);
+        assert_eq!([0.0, 0.2, 0.5, 0.6, 1.0].map(counts), [[3, 1, 2], [2, 2, 1], [1, 3, 0], [1, 3, 0], [0, 4, 0]]);
     }
 
     /// Resampled AP is that of a data set in which the drawn pictures stand as often as they were drawn.

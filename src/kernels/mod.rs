@@ -2,9 +2,7 @@
 //!
 //! [`OpSpec`] says what an operator computes and [`scalar`] is the specification in code: plain loops whose results every
 //! other instruction set must reproduce bit for bit. [`Kernels::prepare`] packs weights for one instruction set and gives
-//! back a [`RowKernel`], whose rows may be computed by any thread in any order. Kernels are named
-//! `<in>_<weights>_<op>`: `qu8` is a `u8` activation with one scale and zero point for the tensor, `qc8w` an `i8` weight
-//! with one scale for each output channel. `docs/kernels.md` says how to add one.
+//! back a [`RowKernel`], whose rows may be computed by any thread in any order. `docs/kernels.md` says how to add one.
 
 #[cfg(target_arch = "aarch64")]
 mod aarch64;

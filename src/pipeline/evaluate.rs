@@ -35,7 +35,7 @@ pub struct EvaluateOptions {
 pub struct Evaluation {
     /// All detections and labels: ask it for the metrics.
     pub evaluator: CocoEvaluator,
-    /// Scores from which on a detection is shown to people, by class in the order of the metrics: the manifest's
+    /// Scores above which a detection is shown to people, by class in the order of the metrics: the manifest's
     /// `display_threshold`, or what the options ask for.
     pub display_thresholds: Vec<f32>,
     /// Classes of the data set that the model does not know: left out.

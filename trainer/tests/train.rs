@@ -202,9 +202,9 @@ fn initial_weights_bring_their_network() {
     let dir = tempfile::tempdir().unwrap();
     let data = data_set(&dir.path().join("data"));
     let [first, second] = ["first", "second"].map(|name| dir.path().join(name));
-    assert_done(&fit(&data, &first, &["--iterations", "1"]));
+    assert_done(&fit(&data, &first, &["--iterations", "1", "--scales", "2", "--pyramid", "fpn-p5", "--pyramid-norm", "false"]));
     let mut command = program();
-    command.args(["fit", "--width", "96", "--height", "64", "--batch", "4", "--threads", "1", "--device", "cpu"]);
+    command.args(["fit", "--batch", "4", "--threads", "1", "--device", "cpu"]);
     command.args(["--iterations", "1", "--data"]).arg(&data).arg("--out").arg(&second);
     let output = command.arg("--init").arg(first.join("weights.safetensors")).output().unwrap();
     assert_done(&output);

@@ -18,7 +18,7 @@ pub(crate) struct Args {
     /// Folder of a run.
     #[arg(long)]
     run: PathBuf,
-    /// Labelled data: a folder with annotations.json and images/.
+    /// Labelled data: a data set in COCO, YOLO, Pascal VOC, Open Images or CVAT format.
     #[arg(long)]
     data: PathBuf,
     /// Input size instead of the run's, as WIDTHxHEIGHT, multiples of 32.

@@ -57,7 +57,7 @@ pub(crate) struct Args {
 /// What a run is: a file, or a preset and what differs from it.
 #[derive(Debug, clap::Args)]
 pub(crate) struct Settings {
-    /// Training data: a folder with annotations.json and images/.
+    /// Training data: a data set in COCO, YOLO, Pascal VOC, Open Images or CVAT format.
     #[arg(long)]
     data: Option<PathBuf>,
     /// Validation data, measured at the end.
@@ -70,8 +70,8 @@ pub(crate) struct Settings {
     /// its paths.
     #[arg(long)]
     config: Option<PathBuf>,
-    /// Initial weights (safetensors), taken by name. Where a model.toml lies beside them (a run, a shipped model), the backbone and
-    /// the channels and depths that flags do not name are its own.
+    /// Initial weights (safetensors), taken by name. Where a model.toml lies beside them (a run, a shipped model), the network is that
+    /// one, anchors and input size as well, but for its classes and what flags name.
     #[arg(long)]
     init: Option<PathBuf>,
     /// A stronger network to learn from beside the labels: the folder of a run or a model with the same anchors. Weights of
@@ -95,36 +95,37 @@ pub(crate) struct Settings {
     /// Channels of the pyramid and of the towers. [default: those of --init, else 64, paper: 256]
     #[arg(long, conflicts_with = "config")]
     width_channels: Option<usize>,
-    /// Channels of the towers alone. [default: those of the pyramid]
+    /// Channels of the towers alone. [default: --width-channels, else those of --init, else those of the
+    /// pyramid]
     #[arg(long, conflicts_with = "config")]
     head_width: Option<usize>,
-    /// Norm in the towers; a network with group norm cannot be exported. [default: batch, paper: none]
+    /// Norm in the towers; a network with group norm cannot be exported. [default: that of --init, else batch, paper: none]
     #[arg(long, value_enum, conflicts_with = "config")]
     head_norm: Option<Norm>,
-    /// How the levels come from the backbone.
-    #[arg(long, value_enum, default_value = "fpn", conflicts_with = "config")]
-    pyramid: Pyramid,
-    /// Batch norm in the pyramid; false: biases, as the paper has it. [default: true, paper: false]
+    /// How the levels come from the backbone. [default: that of --init, else fpn]
+    #[arg(long, value_enum, conflicts_with = "config")]
+    pyramid: Option<Pyramid>,
+    /// Batch norm in the pyramid; false: biases, as the paper has it. [default: that of --init, else true, paper: false]
     #[arg(long, conflicts_with = "config")]
     pyramid_norm: Option<bool>,
     /// Stride 2 of a bottleneck in its first 1x1 convolution: for weights of detectron2.
     #[arg(long, conflicts_with = "config")]
     stride_in_1x1: bool,
-    /// Scales of anchors to the octave.
-    #[arg(long, default_value_t = 3, value_parser = clap::value_parser!(u8).range(1..=4), conflicts_with = "config")]
-    scales: u8,
-    /// Shapes of anchors: 1 (square) or 3 (1:2, 1:1, 2:1).
-    #[arg(long, default_value = "3", value_parser = ["1", "3"], conflicts_with = "config")]
-    ratios: String,
+    /// Scales of anchors to the octave. [default: those of --init, else 3]
+    #[arg(long, value_parser = clap::value_parser!(u8).range(1..=4), conflicts_with = "config")]
+    scales: Option<u8>,
+    /// Shapes of anchors: 1 (square) or 3 (1:2, 1:1, 2:1). [default: those of --init, else 3]
+    #[arg(long, value_parser = ["1", "3"], conflicts_with = "config")]
+    ratios: Option<String>,
     /// Convolutions in each tower, before the last. [default: that of --init, else 2, paper: 4]
     #[arg(long, conflicts_with = "config")]
     head_depth: Option<usize>,
-    /// Input width in pixels, a multiple of 32.
-    #[arg(long, default_value_t = 416, conflicts_with = "config")]
-    width: usize,
-    /// Input height in pixels, a multiple of 32.
-    #[arg(long, default_value_t = 256, conflicts_with = "config")]
-    height: usize,
+    /// Input width in pixels, a multiple of 32. [default: that of --init, else 416]
+    #[arg(long, conflicts_with = "config")]
+    width: Option<usize>,
+    /// Input height in pixels, a multiple of 32. [default: that of --init, else 256]
+    #[arg(long, conflicts_with = "config")]
+    height: Option<usize>,
     /// Class names in the order of the outputs. [default: the data set's categories]
     #[arg(long, value_delimiter = ',', conflicts_with = "config")]
     classes: Vec<String>,
@@ -311,32 +312,7 @@ impl Settings {
         };
         let origin = self.init.as_deref().and_then(Path::parent).map(|dir| RunDir(dir.to_owned()));
         let origin = origin.filter(|dir| dir.model().exists()).map(|dir| dir.spec()).transpose()?;
-        let like = |of: fn(&ModelSpec) -> usize| origin.as_ref().map(of);
-        let channels = self.width_channels.or(like(|spec| spec.fpn_width)).unwrap_or(if is_paper { 256 } else { 64 });
-        let head_width = self.head_width.or(self.width_channels).or(like(|spec| spec.head_width)).unwrap_or(channels);
-        let head_depth = self.head_depth.or(like(|spec| spec.head_depth)).unwrap_or(if is_paper { 4 } else { 2 });
-        let backbone = self.backbone.or(origin.as_ref().map(|spec| spec.backbone));
-        let anchors = if is_paper { ModelSpec::paper_anchors() } else { ModelSpec::edge_anchors() };
-        let model = ModelSpec {
-            backbone_norm: match (self.backbone_norm, &self.init) {
-                (Some(given), _) => given,
-                (None, None) => true,
-                (None, Some(path)) => weights::read(path)?.weights.contains_key("stem.norm.weight"),
-            },
-            stride_in_1x1: self.stride_in_1x1,
-            pyramid: self.pyramid,
-            pyramid_norm: self.pyramid_norm.unwrap_or(!is_paper),
-            head_width,
-            head_norm: self.head_norm.unwrap_or(if is_paper { Norm::None } else { Norm::Batch }),
-            anchors: ModelSpec::arranged(anchors, self.scales, self.ratios == "1", self.pyramid),
-            ..ModelSpec::edge(
-                backbone.unwrap_or(if is_paper { Backbone::ResNet18 } else { Backbone::ShuffleNetV2 }),
-                channels,
-                head_depth,
-                (self.width, self.height),
-                classes,
-            )
-        };
+        let model = self.network(origin, classes)?;
         let mut config = if is_paper { FitConfig::paper(data, model) } else { FitConfig::edge(data, model) };
         config.val.clone_from(&self.val);
         config.pseudo.clone_from(&self.pseudo);
@@ -357,6 +333,44 @@ impl Settings {
         set(&mut config.checkpoint_every, self.checkpoint_every);
         set(&mut config.eval_every, self.eval_every);
         Ok(config)
+    }
+
+    /// What flags make of the network that the initial weights belong to, else of the preset's.
+    fn network(&self, origin: Option<ModelSpec>, classes: Vec<String>) -> Result<ModelSpec> {
+        let is_new = origin.is_none();
+        let mut model = origin.unwrap_or_else(|| match self.preset {
+            Preset::Paper => ModelSpec {
+                pyramid_norm: false,
+                head_norm: Norm::None,
+                anchors: ModelSpec::paper_anchors(),
+                ..ModelSpec::edge(Backbone::ResNet18, 256, 4, (416, 256), Vec::new())
+            },
+            Preset::Edge => ModelSpec::edge(Backbone::ShuffleNetV2, 64, 2, (416, 256), Vec::new()),
+        });
+        (model.classes, model.quantized) = (classes, false);
+        set(&mut model.backbone, self.backbone);
+        model.backbone_norm = match (self.backbone_norm, &self.init) {
+            (Some(given), _) => given,
+            (None, None) => true,
+            (None, Some(path)) => weights::read(path)?.weights.contains_key("stem.norm.weight"),
+        };
+        model.stride_in_1x1 |= self.stride_in_1x1;
+        set(&mut model.pyramid, self.pyramid);
+        set(&mut model.pyramid_norm, self.pyramid_norm);
+        set(&mut model.fpn_width, self.width_channels);
+        set(&mut model.head_width, self.head_width.or(self.width_channels));
+        set(&mut model.head_depth, self.head_depth);
+        set(&mut model.head_norm, self.head_norm);
+        set(&mut model.width, self.width);
+        set(&mut model.height, self.height);
+        if is_new || self.scales.is_some() || self.ratios.is_some() || self.pyramid.is_some() {
+            if self.ratios.as_deref() == Some("3") {
+                model.anchors.aspect_ratios = ModelSpec::edge_anchors().aspect_ratios;
+            }
+            let is_square = self.ratios.as_deref() == Some("1");
+            model.anchors = ModelSpec::arranged(model.anchors, self.scales.unwrap_or(3), is_square, model.pyramid);
+        }
+        Ok(model)
     }
 }
 

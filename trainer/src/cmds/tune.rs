@@ -44,7 +44,7 @@ pub(crate) struct Args {
     /// Trials: 9 and 27 divide best.
     #[arg(long, default_value_t = 9, value_parser = clap::value_parser!(u16).range(2..=243))]
     trials: u16,
-    /// Input sizes to choose from, besides that of the first trial: 416x256,512x288.
+    /// Input sizes to choose from, besides that of the first trial, for example 416x256,512x288; without it the size stays.
     #[arg(long, value_delimiter = ',', value_parser = super::eval::size)]
     sizes: Vec<(usize, usize)>,
     /// Seed of the trials.

@@ -1,11 +1,12 @@
 """Accuracy of small detectors that people use instead, on the same pictures and the same classes as `fovea eval`.
 
-usage: accuracy_peers.py --data DIR [--picodet picodet_s_416_coco.onnx] [--nanodet nanodet-1.5x-416-int8.xml] [--yolox yolox_nano.onnx]
+usage: accuracy_peers.py --data DIR [--picodet picodet_s_416_coco.onnx] [--nanodet nanodet-1.5x-416-int8.xml] [--yolox yolox_nano.onnx] [--out DIR]
 
 The networks are those of scripts/pictures/README.md and YOLOX-nano 416 (Megvii-BaseDetection/YOLOX), all trained on COCO train2017,
 each with its own preprocessing; scores from 0.05 on, NMS at IoU 0.6 and one class at a time. A class counts in a picture where it is
 completely labelled (`exhaustive_category_ids`). Means are over the classes that have boxes there. Prints COCO AP and AP50 in percent, and
-the least CPU time of the network alone on one thread. Needs numpy, opencv-python-headless, openvino and pycocotools.
+the least CPU time of the network alone on one thread; --out writes NAME.bench.json and NAME.eval.json for
+`fovea-train plot speed`. Needs numpy, opencv-python-headless, openvino and pycocotools.
 """
 
 import argparse
@@ -99,6 +100,7 @@ def main():
     parser.add_argument("--data", required=True, type=pathlib.Path)
     for name in ("picodet", "nanodet", "yolox"):
         parser.add_argument(f"--{name}", type=pathlib.Path)
+    parser.add_argument("--out", type=pathlib.Path)
     arguments = parser.parse_args()
     Detector.OPTIONS = {"INFERENCE_NUM_THREADS": 1, "PERFORMANCE_HINT": "LATENCY", "INFERENCE_PRECISION_HINT": "f32"}
     peers = {
@@ -128,8 +130,13 @@ def main():
         known = {category["id"] for category in labels["categories"]}
         by_class = average_precision(labels, [result for result in results if result["category_id"] in known])
         mean = np.mean(list(by_class.values()), axis=0)
-        print(f"{name}: AP {mean[0]:.1f}, AP50 {mean[1]:.1f}, {least_time(peer.network):.1f} ms", flush=True)
+        milliseconds = least_time(peer.network)
+        print(f"{name}: AP {mean[0]:.1f}, AP50 {mean[1]:.1f}, {milliseconds:.1f} ms", flush=True)
         print("  AP50 " + ", ".join(f"{label} {ap50:.1f}" for label, (_, ap50) in by_class.items()), flush=True)
+        if arguments.out:
+            arguments.out.mkdir(parents=True, exist_ok=True)
+            for kind, document in [("bench", {"cpu_ms_min": milliseconds}), ("eval", {"ap": mean[0] / 100, "ap50": mean[1] / 100})]:
+                (arguments.out / f"{name}.{kind}.json").write_text(json.dumps(document))
 
 
 if __name__ == "__main__":

@@ -314,7 +314,10 @@ fn observe(graph: &Graph, model: &[u8], taps: &[ValueId], pictures: &[Vec<u8>], 
     let by_thread = over_pictures(model, graph.pixels, pictures, bar, none, |(seen, channels), picture, outputs| {
         for (place, (output, &id)) in outputs.iter().zip(&order).enumerate() {
             let (low, high) = &mut seen[root[id]];
-            let mut add = |value: f32| (*low, *high) = (low.min(value), high.max(value));
+            // `min` and `max` would pass over what is not a number.
+            let mut add = |value: f32| {
+                (*low, *high) = if value.is_nan() { (*low, f32::INFINITY) } else { (low.min(value), high.max(value)) };
+            };
             if (n_levels..2 * n_levels).contains(&place) {
                 decoded(&outputs[place - n_levels], output).for_each(&mut add);
             } else {

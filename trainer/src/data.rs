@@ -7,7 +7,7 @@ use fovea::eval::CocoDataset;
 use fovea::images::{self, RgbPicture};
 use indicatif::{ProgressBar, ProgressStyle};
 use rayon::prelude::*;
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::path::{Path, PathBuf};
 
 /// What a box is good for.
@@ -92,13 +92,17 @@ pub(crate) fn list_pictures(dir: &Path) -> Result<Vec<String>> {
 /// Files with one of these extensions, lower case: names within the folder, in order.
 pub(crate) fn list_files(dir: &Path, extensions: &[&str]) -> Result<Vec<String>> {
     let mut names = Vec::new();
-    let mut open = vec![PathBuf::new()];
+    let (mut open, mut seen) = (vec![PathBuf::new()], HashSet::new());
     while let Some(folder) = open.pop() {
         let path = dir.join(&folder);
+        // Links are followed, but not in circles.
+        if path.canonicalize().is_ok_and(|real| !seen.insert(real)) {
+            continue;
+        }
         for entry in std::fs::read_dir(&path).with_context(|| format!("cannot read the folder {}", path.display()))? {
             let entry = entry?;
             let name = folder.join(entry.file_name());
-            if entry.file_type()?.is_dir() {
+            if dir.join(&name).is_dir() {
                 open.push(name);
             } else if name.extension().is_some_and(|ext| extensions.contains(&&*ext.to_string_lossy().to_lowercase())) {
                 names.push(name.to_string_lossy().into_owned());
@@ -130,7 +134,8 @@ pub(crate) fn load(folder: &Folder, classes: &[String], pseudo: Option<&Path>, b
             let Some(&class) = class_of.get(&annotation.category_id) else { continue };
             let [x, y, w, h] = annotation.bbox.map(|v| v as f32);
             let is_object = annotation.iscrowd == 0 && annotation.score.is_none_or(|score| score >= bands.positive);
-            if w < 1.0 || h < 1.0 || annotation.score.is_some_and(|score| score < bands.ignore) {
+            let is_box = [x, y, w, h].iter().all(|v| v.is_finite()) && w >= 1.0 && h >= 1.0;
+            if !is_box || annotation.score.is_some_and(|score| score < bands.ignore) {
                 continue;
             }
             let kind = if is_object { LabelKind::Object } else { LabelKind::Ignore };
@@ -141,6 +146,7 @@ pub(crate) fn load(folder: &Folder, classes: &[String], pseudo: Option<&Path>, b
     if let Some(path) = pseudo {
         let text = std::fs::read_to_string(path).with_context(|| format!("cannot read {}", path.display()))?;
         let mut scored: CocoDataset = serde_json::from_str(&text).with_context(|| path.display().to_string())?;
+        check_pictures(folder, &scored).with_context(|| path.display().to_string())?;
         if scored.categories.is_empty() {
             scored.categories.clone_from(&folder.coco.categories);
         }
@@ -164,6 +170,26 @@ pub(crate) fn load(folder: &Folder, classes: &[String], pseudo: Option<&Path>, b
         .collect();
     bar.finish_and_clear();
     examples
+}
+
+/// Scored labels must be of these pictures: ids alone would put boxes on others.
+fn check_pictures(folder: &Folder, scored: &CocoDataset) -> Result<()> {
+    let name_of: HashMap<u64, &str> = folder.coco.images.iter().map(|image| (image.id, &*image.file_name)).collect();
+    let other = scored.images.iter().find(|image| name_of.get(&image.id).is_some_and(|name| *name != image.file_name));
+    if let Some(image) = other {
+        bail!(
+            "its picture {} is {:?}, that of {} is {:?}: it was made for other data; make it anew with `pseudo-label --annotations`",
+            image.id,
+            image.file_name,
+            folder.dir.display(),
+            name_of[&image.id]
+        );
+    }
+    let lost = scored.annotations.iter().filter(|annotation| !name_of.contains_key(&annotation.image_id)).count();
+    if lost == scored.annotations.len() && lost > 0 {
+        bail!("none of its {lost} boxes is of a picture of {}", folder.dir.display());
+    }
+    Ok(())
 }
 
 /// A progress bar on stderr; plain where stderr is no terminal.
@@ -209,6 +235,37 @@ mod tests {
         std::fs::write(dir.path().join("annotations.json"), coco.to_string()).unwrap();
         let folder = Folder::open(dir.path()).unwrap();
         (dir, folder)
+    }
+
+    #[test]
+    fn scored_labels_of_other_pictures_are_refused() {
+        let (dir, folder) = folder();
+        let path = dir.path().join("pseudo.json");
+        let load_with = |scored: serde_json::Value| {
+            std::fs::write(&path, scored.to_string()).unwrap();
+            load(&folder, &["a".to_owned()], Some(&path), ScoreBands { positive: 0.45, ignore: 0.2 })
+                .map(|examples| examples.len())
+        };
+        let of = |image: u64| serde_json::json!([{"image_id": image, "category_id": 7, "bbox": [1, 2, 10, 20], "score": 0.9}]);
+        let swapped = serde_json::json!({"images": [{"id": 1, "file_name": "0.png", "width": 40, "height": 30}], "categories": [], "annotations": of(1)});
+        assert!(format!("{:#}", load_with(swapped).unwrap_err()).contains("made for other data"));
+        let strange = serde_json::json!({"categories": [], "annotations": of(77)});
+        assert!(format!("{:#}", load_with(strange).unwrap_err()).contains("none of its 1 boxes"));
+        assert_eq!(load_with(serde_json::json!({"categories": [], "annotations": of(1)})).unwrap(), 2);
+    }
+
+    #[cfg(unix)]
+    #[test]
+    fn linked_folders_are_looked_into_once() {
+        let dir = tempfile::tempdir().unwrap();
+        let (images, other) = (dir.path().join("images"), dir.path().join("other"));
+        for folder in [&images, &other] {
+            std::fs::create_dir(folder).unwrap();
+        }
+        std::fs::write(other.join("a.png"), b"").unwrap();
+        std::os::unix::fs::symlink(&other, images.join("train")).unwrap();
+        std::os::unix::fs::symlink(&images, other.join("circle")).unwrap();
+        assert_eq!(list_pictures(&images).unwrap(), ["train/a.png"]);
     }
 
     #[test]

@@ -1,5 +1,6 @@
 //! COCO metrics of a network in libtorch, through the same preprocessing and postprocessing as at run time.
 
+use crate::cmds::Request;
 use crate::data::{Folder, class_by_category, progress};
 use crate::model::{Mode, Model};
 use crate::spec::ModelSpec;
@@ -23,6 +24,20 @@ pub(crate) fn evaluate(model: &Model, spec: &ModelSpec, folder: &Folder, limit: 
     Ok(detect_all(model, spec, folder, limit)?.0.summarize())
 }
 
+/// A data set without any class of the model measures nothing.
+pub(crate) fn check_classes(folder: &Folder, spec: &ModelSpec) -> Result<()> {
+    if class_by_category(&folder.coco, &spec.classes).is_empty() {
+        let names: Vec<&str> = folder.coco.categories.iter().map(|category| category.name.as_str()).collect();
+        return Err(Request(format!(
+            "{}: none of the model's classes is there: it has {names:?}, the model {:?}; names must be equal",
+            folder.dir.display(),
+            spec.classes
+        ))
+        .into());
+    }
+    Ok(())
+}
+
 /// Pictures with what was found in them.
 pub(crate) type Found = Vec<(CocoImage, Vec<Detection>)>;
 
@@ -33,6 +48,7 @@ pub(crate) fn detect_all(
     folder: &Folder,
     limit: Option<usize>,
 ) -> Result<(CocoEvaluator, Found)> {
+    check_classes(folder, spec)?;
     let mut all = Vec::new();
     let mut coco = folder.coco.clone();
     coco.images.truncate(limit.unwrap_or(usize::MAX));

@@ -6,7 +6,7 @@ use crate::config::FitConfig;
 use crate::curve::Log;
 use crate::data::{self, Example, Folder};
 use crate::distill::{Teacher, joined};
-use crate::evaluate::{evaluate, summary};
+use crate::evaluate::{check_classes, evaluate, summary};
 use crate::loss::{box_loss, with_gradient};
 use crate::model::{Mode, Model};
 use crate::optim::{Optimizer, Step};
@@ -128,6 +128,9 @@ pub(crate) fn fit(
         bail!("{} is at iteration {first} already, beyond {end}; nothing was changed", dir.0.display());
     }
     run.val = config.val.as_deref().map(Folder::open).transpose()?;
+    if let Some(val) = &run.val {
+        check_classes(val, &config.model)?;
+    }
     let recipe = Arc::new(recipe(config, resources, peers)?);
     let origin = Origin::of(&recipe.examples);
     if resume {
@@ -174,7 +177,10 @@ pub(crate) fn fit(
             progress.forget_time();
         }
         if config.eval_every > 0 && done % config.eval_every == 0 && done < config.iterations {
-            progress.bar.suspend(|| run.measure(done))?;
+            // The checkpoint has to know what was measured: a run that goes on from it would take a worse network for the best.
+            if progress.bar.suspend(|| run.measure(done))?.is_some() {
+                run.save(done)?;
+            }
             progress.forget_time();
         }
     }

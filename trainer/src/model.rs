@@ -102,7 +102,9 @@ impl Model {
                 if conv.name.starts_with("fpn.") || conv.name.starts_with("head.") { Group::Head } else { Group::Backbone };
             let is_last = conv.name.ends_with(".last");
             let fan_out = conv.kernel * conv.kernel * conv.c_out / conv.groups;
-            let std = if is_last { 0.01 } else { (2.0 / fan_out as f64).sqrt() };
+            // The paper, section 4.1: the subnets, which have no norm there, begin with a deviation of 0.01.
+            let is_plain_head = conv.name.starts_with("head.") && spec.head_norm == Norm::None;
+            let std = if is_last || is_plain_head { 0.01 } else { (2.0 / fan_out as f64).sqrt() };
             let shape = weight_shape(conv);
             let n: i64 = shape.iter().product();
             let values: Vec<f32> = (0..n).map(|_| (normal(&mut rng) * std) as f32).collect();

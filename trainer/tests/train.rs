@@ -211,6 +211,24 @@ fn initial_weights_bring_their_network() {
     let taken = "0 of the network are not in it and 0 have another shape";
     assert!(stderr(&output).contains(taken), "{}", stderr(&output));
     assert_same(&first, &second, &["model.toml"]);
+
+    // A network that takes other pixels: its first layer is turned to ours, so what is said of pixels must not be taken.
+    let text = std::fs::read_to_string(first.join("model.toml")).unwrap();
+    std::fs::write(first.join("model.toml"), text.replace("mean = [0.0, 0.0, 0.0]", "mean = [1.0, 2.0, 3.0]")).unwrap();
+    let third = dir.path().join("third");
+    let mut command = program();
+    command.args(["fit", "--batch", "4", "--threads", "1", "--device", "cpu", "--ratios", "1", "--iterations", "1", "--data"]);
+    command.arg(&data).arg("--out").arg(&third).arg("--init").arg(first.join("weights.safetensors"));
+    assert_done(&command.output().unwrap());
+    let square = std::fs::read_to_string(third.join("model.toml")).unwrap();
+    assert!(square.contains("mean = [0.0, 0.0, 0.0]") && square.contains("aspect_ratios = [1.0]"), "{square}");
+    assert!(square.contains("scales = [1.0, 1.4142135]"), "{square}");
+
+    // Weights that are not a run of this program's are not written over.
+    std::fs::remove_file(first.join("checkpoint.safetensors")).unwrap();
+    let refused = fit(&data, &first, &["--iterations", "1"]);
+    assert_eq!(refused.status.code(), Some(2));
+    assert!(stderr(&refused).contains("would be replaced"), "{}", stderr(&refused));
 }
 
 /// The same command twice, as `torchrun` would start it.
@@ -499,10 +517,29 @@ fn wrong_requests_say_what_to_do() {
     let dir = tempfile::tempdir().unwrap();
     let data = data_set(&dir.path().join("data"));
     let (run, missing) = (dir.path().join("run"), dir.path().join("missing"));
+    let with_names = |name: &str, pictures: [&str; 2], class: &str| {
+        let folder = dir.path().join(name);
+        std::fs::create_dir_all(folder.join("images")).unwrap();
+        let image = |id: usize| serde_json::json!({"id": id, "file_name": pictures[id], "width": 9, "height": 9});
+        let coco =
+            serde_json::json!({"images": [image(0), image(1)], "categories": [{"id": 1, "name": class}], "annotations": []});
+        std::fs::write(folder.join("annotations.json"), coco.to_string()).unwrap();
+        folder
+    };
+    let strange = with_names("strange", ["a.png", "b.png"], "zebra");
+    let outside = with_names("outside", ["a.png", "../../b.png"], "red");
+    let twice = with_names("twice", ["a.png", "a.jpg"], "red");
     for (args, part) in [
         (vec!["fit", "--data", missing.to_str().unwrap(), "--out", run.to_str().unwrap()], "annotations.json"),
         (vec!["fit", "--data", data.to_str().unwrap(), "--out", run.to_str().unwrap(), "--width", "100"], "multiple of 32"),
         (vec!["fit", "--resume", "--out", run.to_str().unwrap()], "--resume: there is no"),
+        (vec!["fit", "--qat", "a", "--width", "64", "--out", run.to_str().unwrap()], "cannot be used with"),
+        (
+            vec!["fit", "--data", data.to_str().unwrap(), "--out", run.to_str().unwrap(), "--val", strange.to_str().unwrap()],
+            "none of the model's classes",
+        ),
+        (vec!["data", "convert", "--data", outside.to_str().unwrap(), "--to", "yolo", "--out", "/x"], "is outside of"),
+        (vec!["data", "convert", "--data", twice.to_str().unwrap(), "--to", "yolo", "--out", "/x"], "share one file of labels"),
         (vec!["fit", "--data", data.to_str().unwrap(), "--out", run.to_str().unwrap(), "--device", "tpu"], "auto, cpu or cuda"),
         (
             vec!["fit", "--data", data.to_str().unwrap(), "--out", run.to_str().unwrap(), "--init", "/nonexistent.safetensors"],

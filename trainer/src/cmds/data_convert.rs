@@ -4,7 +4,8 @@ use crate::cmds::Request;
 use crate::data::{Folder, progress};
 use crate::formats::Format;
 use anyhow::{Context, Result};
-use std::path::PathBuf;
+use std::collections::HashMap;
+use std::path::{Component, Path, PathBuf};
 
 /// Arguments of `fovea-train data convert`.
 #[derive(Debug, clap::Args)]
@@ -35,6 +36,7 @@ impl Args {
             return Err(Request("--out is --data and --to is its format: there is nothing to do".into()).into());
         }
         let folder = Folder::open_as(&self.data, format)?;
+        self.check_names(&folder)?;
         let images = self.to.images_dir(&self.out);
         std::fs::create_dir_all(&images).with_context(|| format!("cannot make the folder {}", images.display()))?;
         if images.canonicalize()? != folder.images_dir().canonicalize()? {
@@ -43,6 +45,10 @@ impl Args {
                 let (from, to) = (folder.image_path(&image.file_name), images.join(&image.file_name));
                 if let Some(dir) = to.parent() {
                     std::fs::create_dir_all(dir).with_context(|| format!("cannot make the folder {}", dir.display()))?;
+                }
+                // A link to the picture itself: a copy would empty it.
+                if to.exists() && from.canonicalize()? == to.canonicalize()? {
+                    continue;
                 }
                 std::fs::copy(&from, &to).with_context(|| format!("cannot copy {} to {}", from.display(), to.display()))?;
                 bar.inc(1);
@@ -54,6 +60,34 @@ impl Args {
             eprintln!("warning: {:?} cannot say {lost}", self.to);
         }
         println!("{}: {} pictures, {} boxes", self.out.display(), folder.coco.images.len(), folder.coco.annotations.len());
+        Ok(())
+    }
+
+    /// Names that a copy of the data set can have: within its folder, and each with labels of its own.
+    fn check_names(&self, folder: &Folder) -> Result<()> {
+        let is_inside =
+            |name: &str| Path::new(name).components().all(|part| matches!(part, Component::Normal(_) | Component::CurDir));
+        let mut by_stem: HashMap<PathBuf, &str> = HashMap::new();
+        for name in folder.coco.images.iter().map(|image| image.file_name.as_str()) {
+            let data = self.data.display();
+            if !is_inside(name) {
+                return Err(Request(format!(
+                    "{data}: the picture {name:?} is outside of {}; move it there and name it from there",
+                    folder.images_dir().display()
+                ))
+                .into());
+            }
+            let is_named_by_stem = !matches!(self.to, Format::Coco | Format::Cvat);
+            if let Some(other) = by_stem.insert(Path::new(name).with_extension(""), name)
+                && is_named_by_stem
+                && other != name
+            {
+                return Err(Request(format!(
+                    "{data}: {other:?} and {name:?} would share one file of labels in this format; rename one of them"
+                ))
+                .into());
+            }
+        }
         Ok(())
     }
 }

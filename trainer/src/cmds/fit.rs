@@ -9,7 +9,7 @@ use crate::loss::{BoxLoss, ClsLoss};
 use crate::optim::{Rule, Schedule};
 use crate::peers::Peers;
 use crate::run_dir::RunDir;
-use crate::spec::{Backbone, ModelSpec, Norm, Pyramid};
+use crate::spec::{Backbone, ModelSpec, Norm, Pixels, Pyramid, STRIDES};
 use crate::weights;
 use anyhow::{Context, Result};
 use std::path::{Path, PathBuf};
@@ -79,8 +79,10 @@ pub(crate) struct Settings {
     #[arg(long)]
     teacher: Option<PathBuf>,
     /// Train with quantisation, from the weights and settings of this float run: the arithmetic is that of the integer kernels.
-    /// --data, --val, --pseudo, --iterations, --batch, --lr, --seed, --mosaic and --checkpoint-every change its settings.
-    #[arg(long, value_name = "RUN", conflicts_with_all = ["config", "init", "preset"])]
+    /// --data, --val, --pseudo, --iterations, --batch, --lr, --seed, --mosaic, --checkpoint-every and --eval-every change its settings.
+    #[arg(long, value_name = "RUN", conflicts_with_all = ["config", "init", "preset", "teacher", "backbone", "backbone_norm",
+        "width_channels", "head_width", "head_norm", "pyramid", "pyramid_norm", "stride_in_1x1", "scales", "ratios", "head_depth",
+        "width", "height", "classes", "backbone_lr", "rule", "schedule", "loss", "prior", "box_loss", "leak_share"])]
     qat: Option<PathBuf>,
     /// Recipe to start from; the flags below change it.
     #[arg(long, value_enum, default_value = "edge", conflicts_with = "config")]
@@ -200,6 +202,11 @@ impl Args {
         let config = self.config(&dir)?;
         config.check().map_err(|error| Request(format!("{error:#}")))?;
         std::fs::create_dir_all(&dir.0).with_context(|| format!("cannot make the folder {}", dir.0.display()))?;
+        // Two runs into one folder would replace each other's checkpoints. Held until the end; where locks are not known, none.
+        let lock = std::fs::File::open(&dir.0).ok().filter(|_| peers.rank == 0);
+        if lock.as_ref().is_some_and(|lock| matches!(lock.try_lock(), Err(std::fs::TryLockError::WouldBlock))) {
+            return Err(Request(format!("another process trains into {}", dir.0.display())).into());
+        }
         if config.batch % peers.world != 0 {
             return Err(Request(format!("batch {} cannot be shared by {} processes", config.batch, peers.world)).into());
         }
@@ -225,6 +232,13 @@ impl Args {
                 return Err(Request(format!("--resume: there is no {}", dir.checkpoint().display())).into());
             }
             return FitConfig::read(&dir.config());
+        }
+        if !dir.checkpoint().exists() && dir.weights().exists() {
+            return Err(Request(format!(
+                "{} would be replaced; choose another --out (--init {0} starts from it)",
+                dir.weights().display()
+            ))
+            .into());
         }
         if dir.checkpoint().exists() {
             return Err(Request(format!(
@@ -301,6 +315,7 @@ impl Settings {
             set(&mut config.seed, self.seed);
             set(&mut config.augment.mosaic, self.mosaic);
             set(&mut config.checkpoint_every, self.checkpoint_every);
+            set(&mut config.eval_every, self.eval_every);
             return Ok(config);
         }
         let data = self.data.clone().ok_or_else(|| Request("--data is missing: the folder of a data set".into()))?;
@@ -347,7 +362,10 @@ impl Settings {
             },
             Preset::Edge => ModelSpec::edge(Backbone::ShuffleNetV2, 64, 2, (416, 256), Vec::new()),
         });
-        (model.classes, model.quantized) = (classes, false);
+        let n_levels = if model.pyramid == Pyramid::C5 { STRIDES.len() } else { 1 };
+        let n_scales = if is_new { 3 } else { u8::try_from(model.anchors.scales.len() / n_levels)? };
+        // Initial weights are turned to RGB / 255 as they are read.
+        (model.classes, model.quantized, model.pixels) = (classes, false, Pixels::default());
         set(&mut model.backbone, self.backbone);
         model.backbone_norm = match (self.backbone_norm, &self.init) {
             (Some(given), _) => given,
@@ -368,7 +386,7 @@ impl Settings {
                 model.anchors.aspect_ratios = ModelSpec::edge_anchors().aspect_ratios;
             }
             let is_square = self.ratios.as_deref() == Some("1");
-            model.anchors = ModelSpec::arranged(model.anchors, self.scales.unwrap_or(3), is_square, model.pyramid);
+            model.anchors = ModelSpec::arranged(model.anchors, self.scales.unwrap_or(n_scales), is_square, model.pyramid);
         }
         Ok(model)
     }

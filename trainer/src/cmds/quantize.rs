@@ -298,6 +298,8 @@ impl Work {
 
     /// Makes the folder.
     pub(super) fn at(dir: PathBuf) -> Result<Self> {
+        // What a run that was killed left there is not of this one.
+        std::fs::remove_dir_all(&dir).ok();
         std::fs::create_dir_all(&dir).with_context(|| format!("cannot make the folder {}", dir.display()))?;
         Ok(Self(dir))
     }
@@ -307,9 +309,15 @@ impl Work {
         std::fs::create_dir_all(to).with_context(|| format!("cannot make the folder {}", to.display()))?;
         let mut names: Vec<_> = std::fs::read_dir(from)?.map(|entry| Ok(entry?.file_name())).collect::<Result<_>>()?;
         names.sort_by_key(|name| (name == "manifest.toml", name.clone()));
+        let stale = ["weights.safetensors", "model.toml"].into_iter().filter(|name| !names.iter().any(|new| new == name));
+        let stale: Vec<&str> = stale.collect();
         for name in names {
             let path = to.join(&name);
             std::fs::rename(from.join(&name), &path).with_context(|| format!("cannot write {}", path.display()))?;
+        }
+        // Those of the model that was there before.
+        for name in stale {
+            std::fs::remove_file(to.join(name)).ok();
         }
         Ok(())
     }

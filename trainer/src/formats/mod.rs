@@ -10,7 +10,7 @@ mod yolo;
 
 use crate::cmds::Request;
 use crate::package::write_atomic;
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, bail};
 use fovea::eval::{CocoAnnotation, CocoCategory, CocoDataset, CocoImage};
 use fovea::images;
 use std::collections::HashMap;
@@ -219,8 +219,16 @@ fn escaped(text: &str) -> String {
 
 /// Pictures of a folder by name without extension, which is how most formats name them.
 fn by_stem(dir: &Path) -> Result<HashMap<String, String>> {
-    let names = crate::data::list_pictures(dir)?;
-    Ok(names.into_iter().map(|name| (stem(&name), name)).collect())
+    let mut names = HashMap::new();
+    for name in crate::data::list_pictures(dir)? {
+        if let Some(other) = names.insert(stem(&name), name.clone()) {
+            bail!(
+                "{}: {other:?} and {name:?} differ in their extension only, and labels name neither; rename one",
+                dir.display()
+            );
+        }
+    }
+    Ok(names)
 }
 
 /// A name within a folder, without its extension.

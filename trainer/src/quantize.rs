@@ -75,7 +75,12 @@ fn quantize(weight: f32, scale: f32) -> i8 {
 }
 
 fn best_scale(row: &[f32]) -> f32 {
-    let largest = row.iter().fold(0.0_f32, |largest, w| largest.max(w.abs())).max(1e-8);
+    let largest = row.iter().fold(0.0_f32, |largest, w| largest.max(w.abs()));
+    if largest == 0.0 {
+        // Any scale is right for the weights; the bias counts in steps of it and has to fit 32 bits.
+        return 1.0 / 128.0;
+    }
+    let largest = largest.max(1e-8);
     let error = |scale: f32| -> f64 { row.iter().map(|&w| f64::from(w - f32::from(quantize(w, scale)) * scale).powi(2)).sum() };
     let shares = (70..=100_u8).rev().map(|percent| largest * f32::from(percent) / (100.0 * 127.0));
     shares.map(|scale| (scale, error(scale))).min_by(|a, b| a.1.total_cmp(&b.1)).map_or(largest / 127.0, |best| best.0)
@@ -92,6 +97,6 @@ mod tests {
         for &w in &row {
             assert!((w - f32::from(quantize(w, scale)) * scale).abs() <= 0.51 * scale, "{w} at {scale}");
         }
-        assert!(best_scale(&[0.0; 9]) > 0.0);
+        assert!(best_scale(&[0.0; 9]) > 1e-3, "a bias of a dead filter, in steps of this times the input's scale, fits 32 bits");
     }
 }

@@ -24,7 +24,7 @@ from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
 sys.path.insert(0, str(pathlib.Path(__file__).parent.parent / "scripts" / "pictures"))
-from label import CLASSES, NAMES, SIZE, Detector, suppressed  # noqa: E402
+from label import CLASSES, NAMES, SIZE, Detector, by_category  # noqa: E402
 
 LOWEST = 0.05
 
@@ -52,12 +52,7 @@ class Yolox:
         output, scores, cells = output[hit], scores[hit], self.cells[hit]
         centre, half = output[:, :2] * cells[:, 2:] + cells[:, :2], np.exp(output[:, 2:4]) * cells[:, 2:] / 2
         boxes = np.clip(np.concatenate([centre - half, centre + half], 1) / scale, 0, [width, height] * 2)
-        found = {}
-        for column, category in enumerate(CLASSES.values()):
-            mine = scores[:, column] > lowest
-            kept = suppressed(boxes[mine], scores[mine, column])
-            found[category] = boxes[mine][kept], scores[mine, column][kept]
-        return found
+        return by_category(boxes, scores, lowest)
 
 
 def least_time(network):

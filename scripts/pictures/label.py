@@ -43,6 +43,16 @@ def suppressed(boxes, scores, limit=0.6):
     return kept
 
 
+def by_category(boxes, scores, lowest):
+    """What is left of the boxes of each category, with its scores above `lowest`."""
+    found = {}
+    for column, category in enumerate(CLASSES.values()):
+        mine = scores[:, column] > lowest
+        kept = suppressed(boxes[mine], scores[mine, column])
+        found[category] = boxes[mine][kept], scores[mine, column][kept]
+    return found
+
+
 def letterboxed(picture):
     height, width = picture.shape[:2]
     scale = min(SIZE / height, SIZE / width)
@@ -106,12 +116,7 @@ class Detector:
         reach = (weights / weights.sum(2, keepdims=True)) @ np.arange(BINS, dtype=np.float32) * cells[:, 2:]
         boxes = np.concatenate([cells[:, :2] - reach[:, :2], cells[:, :2] + reach[:, 2:]], axis=1)
         boxes = np.clip((boxes - shift) / scale, 0, [width, height] * 2)
-        found = {}
-        for column, category in enumerate(CLASSES.values()):
-            mine = scores[:, column] > lowest
-            kept = suppressed(boxes[mine], scores[mine, column])
-            found[category] = boxes[mine][kept], scores[mine, column][kept]
-        return found
+        return by_category(boxes, scores, lowest)
 
 
 def fused(first, second, limit=0.55):

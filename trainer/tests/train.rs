@@ -212,7 +212,7 @@ fn initial_weights_bring_their_network() {
     assert!(stderr(&output).contains(taken), "{}", stderr(&output));
     assert_same(&first, &second, &["model.toml"]);
 
-    // A network that takes other pixels: its first layer is turned to ours, so what is said of pixels must not be taken.
+    // A network that takes other pixels keeps them, unless a file beside its weights says so: then its first layer is turned to ours.
     let text = std::fs::read_to_string(first.join("model.toml")).unwrap();
     std::fs::write(first.join("model.toml"), text.replace("mean = [0.0, 0.0, 0.0]", "mean = [1.0, 2.0, 3.0]")).unwrap();
     let third = dir.path().join("third");
@@ -221,8 +221,18 @@ fn initial_weights_bring_their_network() {
     command.arg(&data).arg("--out").arg(&third).arg("--init").arg(first.join("weights.safetensors"));
     assert_done(&command.output().unwrap());
     let square = std::fs::read_to_string(third.join("model.toml")).unwrap();
-    assert!(square.contains("mean = [0.0, 0.0, 0.0]") && square.contains("aspect_ratios = [1.0]"), "{square}");
+    assert!(square.contains("mean = [1.0, 2.0, 3.0]") && square.contains("aspect_ratios = [1.0]"), "{square}");
     assert!(square.contains("scales = [1.0, 1.4142135]"), "{square}");
+
+    let input = serde_json::json!({"input": {"order": "RGB", "mean": [1, 2, 3], "scale": [0.01, 0.01, 0.01]}});
+    std::fs::write(first.join("weights.json"), input.to_string()).unwrap();
+    let fourth = dir.path().join("fourth");
+    let mut command = program();
+    command.args(["fit", "--batch", "4", "--threads", "1", "--device", "cpu", "--iterations", "1", "--data"]);
+    command.arg(&data).arg("--out").arg(&fourth).arg("--init").arg(first.join("weights.safetensors"));
+    assert_done(&command.output().unwrap());
+    let turned = std::fs::read_to_string(fourth.join("model.toml")).unwrap();
+    assert!(turned.contains("mean = [0.0, 0.0, 0.0]"), "{turned}");
 
     // Weights that are not a run of this program's are not written over.
     std::fs::remove_file(first.join("checkpoint.safetensors")).unwrap();

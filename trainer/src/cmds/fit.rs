@@ -364,8 +364,11 @@ impl Settings {
         });
         let n_levels = if model.pyramid == Pyramid::C5 { STRIDES.len() } else { 1 };
         let n_scales = if is_new { 3 } else { u8::try_from(model.anchors.scales.len() / n_levels)? };
-        // Initial weights are turned to RGB / 255 as they are read.
-        (model.classes, model.quantized, model.pixels) = (classes, false, Pixels::default());
+        (model.classes, model.quantized) = (classes, false);
+        if self.init.as_ref().is_some_and(|path| path.with_extension("json").exists()) {
+            // As they are read, the first layer is turned to RGB / 255.
+            model.pixels = Pixels::default();
+        }
         set(&mut model.backbone, self.backbone);
         model.backbone_norm = match (self.backbone_norm, &self.init) {
             (Some(given), _) => given,

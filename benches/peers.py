@@ -1,12 +1,13 @@
 """Speed of `fovea` beside other runtimes on the same int8 networks, interleaved in one run.
 
-usage: peers.py --kit DIR [--fovea target/release/fovea] [--threads 1,2] [--rounds 12] [--slice 0.4] [--out FILE.md]
-                [--peers ort,openvino,litert,ncnn] [CONFIG | FILE.onnx ...]
+usage: peers.py [--fovea target/release/fovea] [--threads 1,2] [--rounds 12] [--slice 0.4] [--out FILE.md]
+                [--peers ort,openvino] [--kit DIR] [FILE.onnx | CONFIG ...]
 
-DIR holds a benchmark kit: `worker.py BACKEND MODEL THREADS H W`, which prints {"ready":1} and answers every line `<seconds>` on stdin with
-{"wall":ms,"cpu":ms,"n":count} (the least of each), `models/CONFIG.{qdq.onnx,int8.tflite,int8.ncnn.param}` and its own Python environment
-in `venv`. `fovea bench --model-only MODEL --worker` speaks the same protocol. A FILE.onnx (a shipped model) is run by the runtimes that
-read ONNX.
+Needs `pip install onnxruntime openvino numpy`. A FILE.onnx (a shipped model) is run by the runtimes that read ONNX.
+
+DIR holds the same networks for other runtimes as well: `worker.py BACKEND MODEL THREADS H W`, which prints {"ready":1} and answers every
+line `<seconds>` on stdin with {"wall":ms,"cpu":ms,"n":count} (the least of each), `models/CONFIG.{qdq.onnx,int8.tflite,int8.ncnn.param}` and
+its own Python environment in `venv`. `fovea bench --model-only MODEL --worker` and this file with --worker speak the same protocol.
 
 Every runtime lives in its own process and gets a short slice in turn, so that whatever else the machine does hits all alike. With one
 thread a figure is process CPU time, with several it is wall time; the table states the least of all slices, and the ratio
@@ -19,7 +20,7 @@ import os
 import statistics
 import subprocess
 import sys
-import tempfile
+import time
 
 PEERS = {
     "openvino": ("OpenVINO", "openvino", ".qdq.onnx"),
@@ -50,15 +51,49 @@ def inspect(fovea, model):
     return sum(op["macs"] for op in report["ops"]), height, width
 
 
-RENAME = """
-import sys, onnx
-model = onnx.load(sys.argv[1])
-old = model.graph.input[0].name
-model.graph.input[0].name = "input"
-for node in model.graph.node:
-    node.input[:] = ["input" if name == old else name for name in node.input]
-onnx.save(model, sys.argv[2])
-"""
+def session(backend, model, threads):
+    """A runtime with a network: a function that runs it once, on an input like a scaled picture."""
+    import numpy as np
+
+    if backend == "ort":
+        import onnxruntime
+
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads, options.inter_op_num_threads, options.log_severity_level = threads, 1, 4
+        network = onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
+        picture = np.random.default_rng(0).random(network.get_inputs()[0].shape, np.float32)
+        return lambda: network.run(None, {network.get_inputs()[0].name: picture})
+    import openvino
+
+    options = {"INFERENCE_NUM_THREADS": threads, "PERFORMANCE_HINT": "LATENCY", "NUM_STREAMS": 1, "INFERENCE_PRECISION_HINT": "f32"}
+    network = openvino.Core().compile_model(model, "CPU", options)
+    request = network.create_infer_request()
+    request.set_input_tensor(openvino.Tensor(np.random.default_rng(0).random(tuple(network.input().shape), np.float32)))
+
+    def run():
+        request.infer()
+        return [request.get_output_tensor(i).data for i in range(len(network.outputs))]
+
+    return run
+
+
+def serve(backend, model, threads):
+    """The worker's side of the protocol."""
+    try:
+        run = session(backend, model, int(threads))
+        run(), run()
+    except Exception as error:  # whatever a runtime raises: it does not take part
+        print(json.dumps({"error": str(error)[:300]}), flush=True)
+        return
+    print(json.dumps({"ready": 1}), flush=True)
+    for line in sys.stdin:
+        end, wall, cpu, count = time.perf_counter() + float(line), float("inf"), float("inf"), 0
+        while not count or time.perf_counter() < end:
+            before = time.process_time(), time.perf_counter()
+            run()
+            after = time.process_time(), time.perf_counter()
+            cpu, wall, count = min(cpu, after[0] - before[0]), min(wall, after[1] - before[1]), count + 1
+        print(json.dumps({"wall": wall * 1e3, "cpu": cpu * 1e3, "n": count}), flush=True)
 
 
 def measure(args, model, threads):
@@ -67,20 +102,20 @@ def measure(args, model, threads):
     workers = {}
     for name, extra in (("fovea", []), ("fovea, native I/O", ["--native-io"])):
         workers[name] = start([args.fovea, "bench", "--model-only", model, "--worker", "--threads", str(threads), *extra], threads)
-    is_kit = model.endswith(".qdq.onnx")
-    python = os.path.join(args.kit, "venv", "bin", "python")
-    if not is_kit:
-        # The kit's workers feed an input that is called `input`.
-        renamed = os.path.join(args.scratch, "network.onnx")
-        subprocess.run([python, "-c", RENAME, model, renamed], check=True)
-        model = renamed
     for key in args.peers.split(","):
         title, backend, suffix = PEERS[key]
-        path = model.removesuffix(".qdq.onnx") + suffix if is_kit else model
-        if not is_kit and backend not in ("ort", "openvino"):
+        if model.endswith(".qdq.onnx"):
+            path = model.removesuffix(".qdq.onnx") + suffix
+            python = os.path.join(args.kit, "venv", "bin", "python")
+            command = [python, os.path.join(args.kit, "worker.py"), backend, path, str(threads), str(height), str(width)]
+        elif backend in ("ort", "openvino"):
+            command = [sys.executable, __file__, "--worker", backend, model, str(threads)]
+        else:
             continue
-        workers[title] = start([python, os.path.join(args.kit, "worker.py"), backend, path, str(threads), str(height), str(width)], threads)
+        workers[title] = start(command, threads)
     workers = {name: worker for name, worker in workers.items() if worker}
+    if all(name.startswith("fovea") for name in workers):
+        sys.exit("no other runtime is there: pip install onnxruntime openvino numpy")
     figures = {name: [] for name in workers}
     for _ in range(args.rounds):
         for name, worker in workers.items():
@@ -119,8 +154,10 @@ def row(name, macs, threads, figures, best_peak):
 
 
 def main():
+    if sys.argv[1:2] == ["--worker"]:
+        return serve(*sys.argv[2:])
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--kit", required=True)
+    parser.add_argument("--kit")
     parser.add_argument("--fovea", default="target/release/fovea")
     parser.add_argument("--threads", default="1")
     parser.add_argument("--rounds", type=int, default=12)
@@ -129,10 +166,10 @@ def main():
     parser.add_argument("--peers", default=",".join(PEERS))
     parser.add_argument("configs", nargs="+")
     args = parser.parse_args()
+    if not args.kit and not all(config.endswith(".onnx") for config in args.configs):
+        parser.error("a CONFIG is of a benchmark kit: --kit DIR; or give the model.onnx of a model folder")
     path = lambda config: config if config.endswith(".onnx") else os.path.join(args.kit, "models", config + ".qdq.onnx")
     args.models = [path(config) for config in args.configs]
-    scratch = tempfile.TemporaryDirectory()
-    args.scratch = scratch.name
     best_peak, cpu = peak(args)
     lines = [
         f"{cpu}; {best_peak:.1f} GMAC/s a core in registers; least ms a frame of {args.rounds} interleaved rounds (CPU time with one thread, wall time with several)",

@@ -6,6 +6,11 @@
 use serde::{Deserialize, Serialize};
 use std::collections::HashSet;
 
+/// Score from which a label that a model made stands for an object.
+pub const OBJECT_FROM: f64 = 0.45;
+/// Score from which it is ignored, neither object nor background; a label below is none.
+pub const IGNORE_FROM: f64 = 0.2;
+
 /// An `annotations.json`.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 pub struct CocoDataset {
@@ -63,6 +68,18 @@ pub struct CocoAnnotation {
     /// Confidence of a label that a model made rather than a person; absent for drawn labels.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub score: Option<f64>,
+}
+
+impl CocoAnnotation {
+    /// Whether it is a region to ignore: a crowd, or a doubtful label of a model ([`IGNORE_FROM`] to [`OBJECT_FROM`]);
+    /// `None` for a label of a model that is no label.
+    #[must_use]
+    pub fn is_ignored(&self) -> Option<bool> {
+        match self.score {
+            Some(score) if score < IGNORE_FROM => None,
+            score => Some(self.iscrowd != 0 || score.is_some_and(|score| score < OBJECT_FROM)),
+        }
+    }
 }
 
 /// A class.

@@ -124,6 +124,7 @@ pub struct Counts {
 struct Truth {
     bbox: [f64; 4],
     area: f64,
+    /// A region to ignore.
     is_crowd: bool,
 }
 
@@ -173,10 +174,11 @@ impl CocoEvaluator {
             .collect();
         let mut evaluator = Self { categories, category_idx, image_idx, cells };
         for annotation in &dataset.annotations {
+            let Some(is_crowd) = annotation.is_ignored() else { continue };
             let [_, _, width, height] = annotation.bbox;
             // 0 is what an absent area reads as.
             let area = if annotation.area == 0.0 { width * height } else { annotation.area };
-            let truth = Truth { bbox: annotation.bbox, area, is_crowd: annotation.iscrowd != 0 };
+            let truth = Truth { bbox: annotation.bbox, area, is_crowd };
             if let Some(&image) = evaluator.image_idx.get(&annotation.image_id)
                 && let Some(cell) = evaluator.cell_mut(image, annotation.category_id)
             {
@@ -567,6 +569,36 @@ mod tests {
             [found, missed, false_positives]
         };
         assert_eq!([0.0, 0.2, 0.5, 0.6, 1.0].map(counts), [[3, 1, 2], [2, 2, 1], [1, 3, 0], [1, 3, 0], [0, 4, 0]]);
+    }
+
+    /// A sure label of a model counts as a drawn one, a doubtful one neither for nor against, a weak one not at all.
+    #[test]
+    fn scored_labels_count_as_far_as_they_are_sure() {
+        let with_score = |score: Option<f64>, has_it: bool| {
+            let bbox = |x: f64| [x, 5.0, 20.0, 20.0];
+            let annotation = |x, score| super::super::CocoAnnotation {
+                image_id: 1,
+                category_id: 1,
+                bbox: bbox(x),
+                score,
+                ..Default::default()
+            };
+            let mut evaluator = CocoEvaluator::new(&CocoDataset {
+                images: vec![super::super::CocoImage { id: 1, ..Default::default() }],
+                annotations: vec![annotation(5.0, None), annotation(50.0, score)],
+                categories: vec![super::super::CocoCategory { id: 1, name: "a".into() }],
+            });
+            let found = [(1, 0.9, bbox(50.0)), (1, 0.8, bbox(5.0))];
+            evaluator.add(1, if has_it { &found } else { &found[1..] }).expect("a known picture");
+            evaluator.summarize().ap50.expect("there are boxes")
+        };
+        // AP50 with the second box detected, and without.
+        let half = 51.0 / 101.0;
+        for (score, wanted) in [(None, [1.0, half]), (Some(0.45), [1.0, half]), (Some(0.3), [1.0, 1.0]), (Some(0.1), [0.5, 1.0])]
+        {
+            let got = [true, false].map(|has_it| with_score(score, has_it));
+            assert!(got.iter().zip(wanted).all(|(got, wanted)| (got - wanted).abs() < 1e-9), "{score:?}: {got:?}, {wanted:?}");
+        }
     }
 
     /// Resampled AP is that of a data set in which the drawn pictures stand as often as they were drawn.

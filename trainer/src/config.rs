@@ -6,6 +6,7 @@ use crate::run_dir::RunDir;
 use crate::spec::ModelSpec;
 use crate::targets::MatchParams;
 use anyhow::{Context, Result, bail};
+use fovea::eval::{IGNORE_FROM, OBJECT_FROM};
 use serde::{Deserialize, Serialize};
 use std::path::{Path, PathBuf};
 
@@ -110,7 +111,7 @@ impl FitConfig {
             box_loss: BoxLoss::Giou,
             box_weight: 2.0,
             matching: MatchParams { foreground: 0.5, background: 0.4, low_quality: 0.15 },
-            bands: ScoreBands { positive: 0.45, ignore: 0.2 },
+            bands: ScoreBands { positive: OBJECT_FROM, ignore: IGNORE_FROM },
             repeat_below: 0.1,
             augment: Augmentation::default(),
             mosaic_off: 0.12,

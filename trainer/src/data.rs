@@ -119,8 +119,8 @@ pub(crate) fn class_by_category(coco: &CocoDataset, classes: &[String]) -> HashM
     coco.categories.iter().filter_map(|category| Some((category.id, index(&category.name)?))).collect()
 }
 
-/// Reads and decodes a whole data set. `pseudo` completes classes that a picture's own labels leave out: with it they
-/// count as known.
+/// Reads and decodes a whole data set. `pseudo` completes classes that a picture's own labels leave out: those of its
+/// categories count as known, all of them if it names none.
 pub(crate) fn load(folder: &Folder, classes: &[String], pseudo: Option<&Path>, bands: ScoreBands) -> Result<Vec<Example>> {
     let class_of = class_by_category(&folder.coco, classes);
     if let Some(missing) = classes.iter().find(|class| !folder.coco.categories.iter().any(|c| &c.name == *class))
@@ -143,6 +143,7 @@ pub(crate) fn load(folder: &Folder, classes: &[String], pseudo: Option<&Path>, b
         }
     };
     add(&folder.coco, &class_of);
+    let mut is_completed = vec![false; classes.len()];
     if let Some(path) = pseudo {
         let text = std::fs::read_to_string(path).with_context(|| format!("cannot read {}", path.display()))?;
         let mut scored: CocoDataset = serde_json::from_str(&text).with_context(|| path.display().to_string())?;
@@ -150,7 +151,9 @@ pub(crate) fn load(folder: &Folder, classes: &[String], pseudo: Option<&Path>, b
         if scored.categories.is_empty() {
             scored.categories.clone_from(&folder.coco.categories);
         }
-        add(&scored, &class_by_category(&scored, classes));
+        let scored_classes = class_by_category(&scored, classes);
+        scored_classes.values().for_each(|&class| is_completed[class] = true);
+        add(&scored, &scored_classes);
     }
     let mut category_of: Vec<Option<u32>> = vec![None; classes.len()];
     for (&category, &class) in &class_of {
@@ -163,8 +166,8 @@ pub(crate) fn load(folder: &Folder, classes: &[String], pseudo: Option<&Path>, b
         .map(|image| {
             let picture = images::open(&folder.image_path(&image.file_name))?;
             bar.inc(1);
-            let is_known =
-                category_of.iter().map(|id| pseudo.is_some() || id.is_some_and(|id| image.is_exhaustive(id))).collect();
+            let is_drawn = |id: &Option<u32>| id.is_some_and(|id| image.is_exhaustive(id));
+            let is_known = category_of.iter().zip(&is_completed).map(|(id, completed)| *completed || is_drawn(id)).collect();
             Ok(Example { picture, labels: labels.get(&image.id).cloned().unwrap_or_default(), is_known })
         })
         .collect();
@@ -280,9 +283,12 @@ mod tests {
         assert_eq!(examples[0].labels[0].bbox, BBox::new(1.0, 2.0, 11.0, 22.0));
         assert_eq!((&examples[0].is_known[..], &examples[1].is_known[..]), (&[true, true][..], &[true, false][..]));
 
-        // Scored annotations of a second file complete every class.
-        let scored = serde_json::json!({"annotations": [{"image_id": 1, "category_id": 9, "bbox": [0, 0, 9, 9], "score": 0.9}], "categories": []});
+        // Scored annotations of a second file complete the classes that it names; without names, every class.
+        let named = serde_json::json!({"annotations": [], "categories": [{"id": 7, "name": "a"}]});
         let path = dir.path().join("pseudo.json");
+        std::fs::write(&path, named.to_string()).unwrap();
+        assert_eq!(load(&folder, &classes, Some(&path), bands).unwrap()[1].is_known, [true, false]);
+        let scored = serde_json::json!({"annotations": [{"image_id": 1, "category_id": 9, "bbox": [0, 0, 9, 9], "score": 0.9}], "categories": []});
         std::fs::write(&path, scored.to_string()).unwrap();
         let examples = load(&folder, &classes, Some(&path), bands).unwrap();
         assert_eq!(examples[1].is_known, [true, true]);

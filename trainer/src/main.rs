@@ -83,8 +83,16 @@ fn main() -> ExitCode {
     }
 }
 
-/// 2: the request is wrong (usage, settings, a file that is not there); 1: the work failed.
+/// Exit code of `fit` when the training diverged.
+#[cfg(feature = "train")]
+const DIVERGED: u8 = 3;
+
+/// 2: the request is wrong (usage, settings, a file that is not there); 3: the training diverged; 1: the work failed.
 fn exit_code(error: &anyhow::Error) -> u8 {
+    #[cfg(feature = "train")]
+    if error.is::<fit::Diverged>() {
+        return DIVERGED;
+    }
     let is_missing = |cause: &(dyn std::error::Error + 'static)| {
         cause.downcast_ref::<std::io::Error>().is_some_and(|error| error.kind() == std::io::ErrorKind::NotFound)
     };

@@ -55,6 +55,10 @@ impl Backbone {
     pub(crate) fn label(self) -> String {
         self.to_possible_value().map_or_else(String::new, |value| value.get_name().to_owned())
     }
+
+    const fn is_shufflenet(self) -> bool {
+        matches!(self, Self::ShuffleNetV2 | Self::ShuffleNetV2X05 | Self::ShuffleNetV2X15 | Self::ShuffleNetV2X20)
+    }
 }
 
 /// How the levels come from C3, C4, C5.
@@ -123,6 +127,9 @@ pub(crate) struct ModelSpec {
     /// Stride 2 of a bottleneck in its first 1x1 convolution (Caffe, detectron2) instead of its 3x3 (torchvision).
     #[serde(default)]
     pub(crate) stride_in_1x1: bool,
+    /// Blocks of the stages that make C3, C4 and C5; other than (4, 8, 4) for a `ShuffleNetV2` alone.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) blocks: Option<[usize; 3]>,
     /// How the levels come from the backbone.
     #[serde(default)]
     pub(crate) pyramid: Pyramid,
@@ -171,6 +178,7 @@ impl ModelSpec {
             backbone,
             backbone_norm: true,
             stride_in_1x1: false,
+            blocks: None,
             pyramid: Pyramid::Fpn,
             pyramid_norm: true,
             fpn_width: channels,
@@ -224,6 +232,17 @@ impl ModelSpec {
         }
         if self.classes.is_empty() {
             bail!("the model has no classes");
+        }
+        if let Some(blocks) = self.blocks {
+            if !self.backbone.is_shufflenet() {
+                bail!(
+                    "blocks {blocks:?}: the backbone {} has its own; only a shufflenetv2 can have others",
+                    self.backbone.label()
+                );
+            }
+            if blocks.iter().any(|n| !(1..=64).contains(n)) {
+                bail!("blocks {blocks:?}: a stage has 1 to 64 of them");
+            }
         }
         let (levels, sizes) = (self.strides().len(), self.anchors.base_sizes.len());
         if levels != sizes {

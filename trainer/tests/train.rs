@@ -496,7 +496,7 @@ fn divergence_names_the_step_and_keeps_the_last_checkpoint() {
     std::fs::write(run.join("fit.toml"), settings).unwrap();
     let before = std::fs::read(run.join("checkpoint.safetensors")).unwrap();
     let output = program().args(["fit", "--resume", "--threads", "1", "--device", "cpu", "--out"]).arg(&run).output().unwrap();
-    assert_eq!(output.status.code(), Some(1), "{}", stderr(&output));
+    assert_eq!(output.status.code(), Some(3), "{}", stderr(&output));
     assert!(stderr(&output).contains("training diverged at iteration"), "{}", stderr(&output));
     assert!(before == std::fs::read(run.join("checkpoint.safetensors")).unwrap(), "the last good checkpoint was overwritten");
 }
@@ -515,11 +515,22 @@ fn an_interrupt_writes_a_checkpoint() {
         }
         std::thread::sleep(std::time::Duration::from_millis(100));
     }
+    // Nobody else trains into this folder meanwhile.
+    let second = small_fit(&data, &run).output().unwrap();
+    assert_eq!(second.status.code(), Some(2), "{}", stderr(&second));
+    assert!(stderr(&second).contains("another process trains into"), "{}", stderr(&second));
     assert!(Command::new("kill").args(["-INT", &child.id().to_string()]).status().unwrap().success());
     let output = child.wait_with_output().unwrap();
     assert!(output.status.success(), "{}", stderr(&output));
     assert!(stderr(&output).contains("--resume"), "{}", stderr(&output));
     assert!(run.join("checkpoint.safetensors").exists());
+    // A folder of weights alone (a shipped model) is not written over.
+    std::fs::remove_file(run.join("checkpoint.safetensors")).unwrap();
+    let before = std::fs::read(run.join("weights.safetensors")).unwrap();
+    let refused = small_fit(&data, &run).output().unwrap();
+    assert_eq!(refused.status.code(), Some(2), "{}", stderr(&refused));
+    assert!(stderr(&refused).contains("would be replaced"), "{}", stderr(&refused));
+    assert!(before == std::fs::read(run.join("weights.safetensors")).unwrap());
 }
 
 #[test]
@@ -543,6 +554,21 @@ fn wrong_requests_say_what_to_do() {
         (vec!["fit", "--data", missing.to_str().unwrap(), "--out", run.to_str().unwrap()], "annotations.json"),
         (vec!["fit", "--data", data.to_str().unwrap(), "--out", run.to_str().unwrap(), "--width", "100"], "multiple of 32"),
         (vec!["fit", "--resume", "--out", run.to_str().unwrap()], "--resume: there is no"),
+        (vec!["fit", "--data", data.to_str().unwrap(), "--out", run.to_str().unwrap(), "--blocks", "4,8"], "expected three"),
+        (
+            vec![
+                "fit",
+                "--data",
+                data.to_str().unwrap(),
+                "--out",
+                run.to_str().unwrap(),
+                "--blocks",
+                "4,8,3",
+                "--backbone",
+                "edgeres",
+            ],
+            "only a shufflenetv2",
+        ),
         (vec!["fit", "--qat", "a", "--width", "64", "--out", run.to_str().unwrap()], "cannot be used with"),
         (
             vec!["fit", "--data", data.to_str().unwrap(), "--out", run.to_str().unwrap(), "--val", strange.to_str().unwrap()],
@@ -727,6 +753,19 @@ fn tuning_halves_its_trials_and_goes_on_where_it_stopped() {
     let rounds: Vec<String> = stderr(&again).lines().filter(|line| line.starts_with("round ")).map(str::to_owned).collect();
     assert!(rounds.len() == 1 && rounds[0].starts_with("round 2 of 2"), "{rounds:?}");
     assert_eq!(std::fs::read_to_string(out.join("tune.md")).unwrap(), table);
+    // A trial whose learning rate no network survives is left out, and the others are compared.
+    let mut known: serde_json::Value = serde_json::from_str(&std::fs::read_to_string(&state).unwrap()).unwrap();
+    (known["trials"][2]["steps"], known["trials"][2]["rounds"]) = (0.into(), serde_json::json!([]));
+    std::fs::write(&state, known.to_string()).unwrap();
+    std::fs::remove_dir_all(out.join("3")).unwrap();
+    let settings = std::fs::read_to_string(out.join("3.toml")).unwrap();
+    let lr = settings.lines().find(|line| line.starts_with("lr = ")).unwrap();
+    std::fs::write(out.join("3.toml"), settings.replace(lr, "lr = 1e38")).unwrap();
+    let fallen = tune();
+    assert_done(&fallen);
+    assert!(stderr(&fallen).contains("trial 3 diverged"), "{}", stderr(&fallen));
+    let table = std::fs::read_to_string(out.join("tune.md")).unwrap();
+    assert!(table.contains("| 3 | 10 | diverged | – |"), "{table}");
 }
 
 /// Every figure of `plot`; `run` has an `eval.json`.

@@ -81,7 +81,7 @@ pub(crate) struct Settings {
     /// Train with quantisation, from the weights and settings of this float run: the arithmetic is that of the integer kernels.
     /// --data, --val, --pseudo, --iterations, --batch, --lr, --seed, --mosaic, --checkpoint-every and --eval-every change its settings.
     #[arg(long, value_name = "RUN", conflicts_with_all = ["config", "init", "preset", "teacher", "backbone", "backbone_norm",
-        "width_channels", "head_width", "head_norm", "pyramid", "pyramid_norm", "stride_in_1x1", "scales", "ratios", "head_depth",
+        "width_channels", "head_width", "head_norm", "pyramid", "pyramid_norm", "stride_in_1x1", "blocks", "scales", "ratios", "head_depth",
         "width", "height", "classes", "backbone_lr", "rule", "schedule", "loss", "prior", "box_loss", "leak_share"])]
     qat: Option<PathBuf>,
     /// Recipe to start from; the flags below change it.
@@ -113,6 +113,10 @@ pub(crate) struct Settings {
     /// Stride 2 of a bottleneck in its first 1x1 convolution: for weights of detectron2.
     #[arg(long, conflicts_with = "config")]
     stride_in_1x1: bool,
+    /// Blocks of the stages that make C3, C4, C5 of a shufflenetv2: 4,8,3 makes it a fifth smaller; what is left
+    /// takes its initial weights. [default: those of --init, else 4,8,4]
+    #[arg(long, value_delimiter = ',', num_args = 1, value_name = "N,N,N", conflicts_with = "config")]
+    blocks: Vec<usize>,
     /// Scales of anchors to the octave. [default: those of --init, else 3]
     #[arg(long, value_parser = clap::value_parser!(u8).range(1..=4), conflicts_with = "config")]
     scales: Option<u8>,
@@ -376,6 +380,10 @@ impl Settings {
             (None, Some(path)) => weights::read(path)?.weights.contains_key("stem.norm.weight"),
         };
         model.stride_in_1x1 |= self.stride_in_1x1;
+        if !self.blocks.is_empty() {
+            let blocks = self.blocks[..].try_into();
+            model.blocks = Some(blocks.with_context(|| format!("--blocks has {} numbers, expected three", self.blocks.len()))?);
+        }
         set(&mut model.pyramid, self.pyramid);
         set(&mut model.pyramid_norm, self.pyramid_norm);
         set(&mut model.fpn_width, self.width_channels);

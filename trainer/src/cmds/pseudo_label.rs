@@ -9,7 +9,7 @@ use crate::fusion::{Found, fuse};
 use crate::package::write_atomic;
 use anyhow::{Context, Result, anyhow};
 use fovea::detection::{BBox, Detection};
-use fovea::eval::{CocoDataset, CocoImage};
+use fovea::eval::{CocoDataset, CocoImage, IGNORE_FROM, OBJECT_FROM};
 use fovea::images::{self, RgbPicture};
 use fovea::pipeline::detector::{Detector, DetectorOptions, hex, read_network};
 use fovea::pipeline::ports::Detect;
@@ -57,7 +57,7 @@ pub(crate) struct Args {
     #[arg(long)]
     out: PathBuf,
     /// Lowest score of a label.
-    #[arg(long, default_value_t = 0.2)]
+    #[arg(long, default_value_t = IGNORE_FROM as f32)]
     keep_from: f32,
     /// Pictures at a time. [default: as many as there are processors]
     #[arg(long)]
@@ -312,15 +312,13 @@ impl Targets {
 
     /// The annotations file.
     fn labels(&self, lines: &[&Line], info: serde_json::Value) -> serde_json::Value {
-        let mut categories: Vec<_> =
-            self.ids.iter().zip(&self.classes).map(|(id, name)| json!({"id": id, "name": name})).collect();
+        // Those that a teacher knows and no others: what is completed is what `fit --pseudo` takes as known.
+        let categories: Vec<_> = self.ids.iter().zip(&self.classes).map(|(id, name)| json!({"id": id, "name": name})).collect();
         let mut image_list = Vec::new();
         let mut annotations = Vec::new();
         let mut drawn: HashMap<u64, Vec<(u32, BBox)>> = HashMap::new();
         let mut image_of: HashMap<&str, &CocoImage> = HashMap::new();
         if let Some(own) = &self.own {
-            let is_new = |id: u32| !self.ids.contains(&id);
-            categories.extend(own.categories.iter().filter(|c| is_new(c.id)).map(|c| json!({"id": c.id, "name": c.name})));
             image_of.extend(own.images.iter().map(|image| (image.file_name.as_str(), image)));
             for annotation in &own.annotations {
                 let [x, y, w, h] = annotation.bbox.map(|v| v as f32);
@@ -363,7 +361,7 @@ impl Targets {
     fn report(&self, lines: &[&Line]) {
         let mut counts: BTreeMap<usize, [usize; 2]> = BTreeMap::new();
         for (class, score, _) in lines.iter().flat_map(|line| &line.found) {
-            counts.entry(*class).or_default()[usize::from(*score >= 0.45)] += 1;
+            counts.entry(*class).or_default()[usize::from(f64::from(*score) >= OBJECT_FROM)] += 1;
         }
         println!(
             "{:<16} {:>10} {:>10}   (found in {} pictures, drawn ones among them)",

@@ -419,7 +419,7 @@ mod tests {
             |n_scales, is_square, pyramid| ModelSpec::arranged(ModelSpec::paper_anchors(), n_scales, is_square, pyramid);
         vec![
             edge(Backbone::ShuffleNetV2),
-            ModelSpec { head_depth: 0, ..edge(Backbone::ShuffleNetV2X05) },
+            ModelSpec { head_depth: 0, blocks: Some([1, 2, 1]), ..edge(Backbone::ShuffleNetV2X05) },
             ModelSpec { backbone_norm: false, head_width: 24, ..edge(Backbone::ShuffleNetV2X15) },
             ModelSpec { head_depth: 2, ..edge(Backbone::ShuffleNetV2X20) },
             ModelSpec { pixels: imagenet, ..edge(Backbone::MobileNetV2) },

@@ -15,7 +15,7 @@ use rand_chacha::ChaCha8Rng;
 use serde::{Deserialize, Serialize};
 use std::fmt::Write as _;
 use std::path::{Path, PathBuf};
-use std::process::Command;
+use std::process::{Command, ExitStatus};
 
 /// One of so many trials goes on.
 const KEPT: usize = 3;
@@ -74,6 +74,21 @@ struct Trial {
     steps: usize,
     /// AP and AP50 after each round.
     rounds: Vec<(f64, f64)>,
+    /// It diverged, so it takes no further part.
+    #[serde(default)]
+    is_diverged: bool,
+}
+
+/// Trials by what they reached in the last round that they all took part in, best first; those that diverged last.
+fn ranked(trials: &[Trial], round: usize) -> Vec<usize> {
+    let key = |idx: usize| {
+        let trial = &trials[idx];
+        let ap = trial.rounds.get(round).map_or(-1.0, |found| found.0);
+        if trial.is_diverged { -2.0 } else { ap }
+    };
+    let mut order: Vec<usize> = (0..trials.len()).collect();
+    order.sort_by(|&a, &b| key(b).total_cmp(&key(a)).then(a.cmp(&b)));
+    order
 }
 
 /// Trials that take part and steps that each of them has then, round by round.
@@ -128,23 +143,21 @@ impl Args {
         let plan = rounds(state.trials.len(), state.iterations);
         for (round, &(n_trials, steps)) in plan.iter().enumerate() {
             // Those that were best in the round before.
-            let mut order: Vec<usize> = (0..state.trials.len()).collect();
-            if round > 0 {
-                order.sort_by(|&a, &b| {
-                    let ap = |idx: usize| state.trials[idx].rounds.get(round - 1).map_or(-1.0, |found: &(f64, f64)| found.0);
-                    ap(b).total_cmp(&ap(a)).then(a.cmp(&b))
-                });
-            }
+            let order = if round == 0 { (0..state.trials.len()).collect() } else { ranked(&state.trials, round - 1) };
             for (number, idx) in order.into_iter().take(n_trials).enumerate() {
-                if state.trials[idx].rounds.len() > round {
+                if state.trials[idx].rounds.len() > round || state.trials[idx].is_diverged {
                     continue;
                 }
                 let trial = state.trials[idx].clone();
                 eprintln!("round {} of {}, trial {} of {n_trials}: {}", round + 1, plan.len(), number + 1, trial.name);
                 if trial.steps < steps {
-                    self.train(&trial, steps)?;
-                    state.trials[idx].steps = steps;
+                    let is_whole = self.train(&trial, steps)?;
+                    (state.trials[idx].steps, state.trials[idx].is_diverged) = (steps, !is_whole);
                     self.write(&state)?;
+                    if !is_whole {
+                        eprintln!("trial {} diverged: it is left out", trial.name);
+                        continue;
+                    }
                 }
                 state.trials[idx].rounds.push(self.measure(&trial)?);
                 self.write(&state)?;
@@ -209,7 +222,7 @@ impl Args {
             config.check().map_err(|error| Request(format!("{error:#}")))?;
             let name = number.to_string();
             config.write(&self.settings(&name))?;
-            trials.push(Trial { name, steps: 0, rounds: Vec::new() });
+            trials.push(Trial { name, steps: 0, rounds: Vec::new(), is_diverged: false });
         }
         std::fs::remove_dir_all(&probe.0).ok();
         let state = State { request, iterations, trials };
@@ -238,7 +251,8 @@ impl Args {
         kept
     }
 
-    fn train(&self, trial: &Trial, steps: usize) -> Result<()> {
+    /// Trains a trial up to so many steps; false if it diverged.
+    fn train(&self, trial: &Trial, steps: usize) -> Result<bool> {
         let dir = RunDir(self.out.join(&trial.name));
         let mut words = vec!["fit".to_owned(), "--out".to_owned(), text(&dir.0)];
         if dir.checkpoint().exists() {
@@ -248,7 +262,11 @@ impl Args {
         }
         words.extend(self.machine(&MACHINE));
         words.extend(["--until".to_owned(), steps.to_string()]);
-        run(words)
+        let status = start(&words)?;
+        if status.code() == Some(i32::from(crate::DIVERGED)) {
+            return Ok(false);
+        }
+        succeeded(&words, status).map(|()| true)
     }
 
     /// AP and AP50 on the validation data.
@@ -267,8 +285,8 @@ impl Args {
     /// The trials, best first.
     fn table(&self, state: &State) -> Result<String> {
         let mut order: Vec<&Trial> = state.trials.iter().collect();
-        let key = |trial: &Trial| (trial.rounds.len(), trial.rounds.last().map_or(0.0, |found| found.0));
-        order.sort_by(|a, b| key(b).0.cmp(&key(a).0).then(key(b).1.total_cmp(&key(a).1)));
+        let key = |trial: &Trial| (!trial.is_diverged, trial.rounds.len(), trial.rounds.last().map_or(0.0, |found| found.0));
+        order.sort_by(|a, b| (key(b).0, key(b).1).cmp(&(key(a).0, key(a).1)).then(key(b).2.total_cmp(&key(a).2)));
         let mut table = format!(
             "# Tuning\n\nSuccessive halving: {} trials, {} steps for the best. `fovea-train fit {}`\n\n\
              | trial | steps | AP | AP50 | learning rate | scale | mosaic | night, blur, noise, jpeg | input |\n|---|---|---|---|---|---|---|---|---|\n",
@@ -278,15 +296,18 @@ impl Args {
         );
         for trial in &order {
             let config = FitConfig::read(&self.settings(&trial.name))?;
-            let (ap, ap50) = trial.rounds.last().copied().unwrap_or_default();
+            let reached = match trial.rounds.last() {
+                _ if trial.is_diverged => "diverged | –".to_owned(),
+                found => {
+                    found.map_or_else(|| "– | –".to_owned(), |(ap, ap50)| format!("{:.1} | {:.1}", 100.0 * ap, 100.0 * ap50))
+                }
+            };
             let a = config.augment;
             let _ = writeln!(
                 table,
-                "| {} | {} | {:.1} | {:.1} | {:.2e} | {:.2}–{:.2} | {:.2} | {:.2}, {:.2}, {:.2}, {:.2} | {}x{} |",
+                "| {} | {} | {reached} | {:.2e} | {:.2}–{:.2} | {:.2} | {:.2}, {:.2}, {:.2}, {:.2} | {}x{} |",
                 trial.name,
                 trial.steps,
-                100.0 * ap,
-                100.0 * ap50,
                 config.lr,
                 a.scale[0],
                 a.scale[1],
@@ -316,7 +337,14 @@ fn text(path: &Path) -> String {
 /// Runs this program with other arguments; what it prints is seen.
 fn run(words: impl IntoIterator<Item = String>) -> Result<()> {
     let words: Vec<String> = words.into_iter().collect();
-    let status = Command::new(std::env::current_exe()?).args(&words).status().context("cannot start fovea-train")?;
+    succeeded(&words, start(&words)?)
+}
+
+fn start(words: &[String]) -> Result<ExitStatus> {
+    Command::new(std::env::current_exe()?).args(words).status().context("cannot start fovea-train")
+}
+
+fn succeeded(words: &[String], status: ExitStatus) -> Result<()> {
     if !status.success() {
         bail!("fovea-train {} failed ({status})", words.join(" "));
     }
@@ -326,6 +354,19 @@ fn run(words: impl IntoIterator<Item = String>) -> Result<()> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_diverged_trial_comes_last() {
+        let trial = |ap: Option<f64>, is_diverged| Trial {
+            name: String::new(),
+            steps: 10,
+            rounds: ap.map(|ap| (ap, ap)).into_iter().collect(),
+            is_diverged,
+        };
+        // The first had a good round and fell later, the third never had one.
+        let trials = [trial(Some(0.9), true), trial(Some(0.2), false), trial(None, true), trial(Some(0.4), false)];
+        assert_eq!(ranked(&trials, 0), [3, 1, 0, 2]);
+    }
 
     #[test]
     fn a_third_goes_on_with_three_times_the_steps() {

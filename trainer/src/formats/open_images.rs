@@ -62,17 +62,22 @@ pub(super) fn read(dir: &Path) -> Result<Labelled> {
     let files = by_stem(&pictures)?;
     let mut reader = Reader::default();
     let mut categories: BTreeMap<&str, u32> = BTreeMap::new();
-    let mut image_of: HashMap<&str, (u64, (f64, f64))> = HashMap::new();
+    let mut image_of: HashMap<String, (u64, (f64, f64))> = HashMap::new();
+    let mut picture = |reader: &mut Reader, id: &str, file: &String| -> Result<(u64, (f64, f64))> {
+        if let Some(known) = image_of.get(id) {
+            return Ok(*known);
+        }
+        let (width, height) = size_of(&pictures.join(file))?;
+        let new = (reader.image(file.clone(), (width, height)), (width as f64, height as f64));
+        image_of.insert(id.to_owned(), new);
+        Ok(new)
+    };
     let mut verified: HashMap<u64, BTreeSet<u32>> = HashMap::new();
     for row in &boxes.rows {
         let (Some(id), Some(label)) = (boxes.text(row, "ImageID"), boxes.text(row, "LabelName")) else { continue };
         // The CSVs are of all pictures; a folder may have a part of them.
         let Some(file) = files.get(id) else { continue };
-        if !image_of.contains_key(id) {
-            let (width, height) = size_of(&pictures.join(file))?;
-            image_of.insert(id, (reader.image(file.clone(), (width, height)), (width as f64, height as f64)));
-        }
-        let (image, (w, h)) = image_of[id];
+        let (image, (w, h)) = picture(&mut reader, id, file)?;
         let category =
             *categories.entry(label).or_insert_with(|| reader.category(names.get(label).map_or(label, String::as_str)));
         let edge = |column: &str| boxes.number(row, column);
@@ -87,9 +92,10 @@ pub(super) fn read(dir: &Path) -> Result<Labelled> {
         let labels = Table::read(&path)?;
         for row in &labels.rows {
             let (Some(id), Some(label)) = (labels.text(row, "ImageID"), labels.text(row, "LabelName")) else { continue };
-            if let (Some((image, _)), Some(&category)) = (image_of.get(id), categories.get(label)) {
-                verified.entry(*image).or_default().insert(category);
-            }
+            // Classes that somebody looked for and did not find. One that is there has its boxes above, or is not complete.
+            let is_absent = labels.number(row, "Confidence").is_ok_and(|confidence| confidence == 0.0);
+            let (Some(&category), Some(file), true) = (categories.get(label), files.get(id), is_absent) else { continue };
+            verified.entry(picture(&mut reader, id, file)?.0).or_default().insert(category);
         }
     }
     for image in &mut reader.coco.images {
@@ -154,7 +160,9 @@ mod tests {
     #[test]
     fn verified_labels_say_what_is_complete() {
         let dir = tempfile::tempdir().unwrap();
-        save(&dir.path().join("0001eeaf.png"), &RgbPicture { width: 200, height: 100, data: vec![0; 60_000] }).unwrap();
+        for name in ["0001eeaf.png", "0002aaaa.png", "0003bbbb.png"] {
+            save(&dir.path().join(name), &RgbPicture { width: 200, height: 100, data: vec![0; 60_000] }).unwrap();
+        }
         let files = [
             (
                 "validation-annotations-bbox.csv",
@@ -165,7 +173,8 @@ mod tests {
             ("class-descriptions-boxable.csv", "LabelName,DisplayName\n/m/01g317,Person\n/m/0k4j,Car\n/m/01bjv,Bus\n"),
             (
                 "validation-annotations-human-imagelabels-boxable.csv",
-                "ImageID,Source,LabelName,Confidence\n0001eeaf,verification,/m/01g317,1\n0001eeaf,verification,/m/01bjv,0\n",
+                "ImageID,Source,LabelName,Confidence\n0001eeaf,verification,/m/01g317,1\n0001eeaf,verification,/m/01bjv,0\n\
+                 0002aaaa,verification,/m/01g317,0\n0003bbbb,verification,/m/01g317,1\n",
             ),
         ];
         for (name, text) in files {
@@ -177,5 +186,8 @@ mod tests {
         let names: Vec<&str> = coco.categories.iter().map(|c| c.name.as_str()).collect();
         assert_eq!(names, ["Car", "Person"]);
         assert_eq!(coco.images[0].exhaustive_category_ids, Some(vec![1, 2]));
+        // Nobody is in the second picture; somebody is in the third, but where is not said.
+        assert_eq!(coco.images.len(), 2);
+        assert_eq!((&*coco.images[1].file_name, &coco.images[1].exhaustive_category_ids), ("0002aaaa.png", &Some(vec![1])));
     }
 }

@@ -38,11 +38,12 @@ impl Graph {
         let norm = if spec.backbone_norm { Norm::Batch } else { Norm::None };
         let style = Style { relu: (norm, Activation::Relu), relu6: (norm, Activation::Relu6), plain: (norm, Activation::None) };
         let bottleneck = Block::Bottleneck { inner: 1, groups: 1 };
+        let blocks = spec.blocks.unwrap_or([4, 8, 4]);
         let net = match spec.backbone {
-            Backbone::ShuffleNetV2X05 => return self.shufflenet_v2([48, 96, 192], &style),
-            Backbone::ShuffleNetV2 => return self.shufflenet_v2([116, 232, 464], &style),
-            Backbone::ShuffleNetV2X15 => return self.shufflenet_v2([176, 352, 704], &style),
-            Backbone::ShuffleNetV2X20 => return self.shufflenet_v2([244, 488, 976], &style),
+            Backbone::ShuffleNetV2X05 => return self.shufflenet_v2([48, 96, 192], blocks, &style),
+            Backbone::ShuffleNetV2 => return self.shufflenet_v2([116, 232, 464], blocks, &style),
+            Backbone::ShuffleNetV2X15 => return self.shufflenet_v2([176, 352, 704], blocks, &style),
+            Backbone::ShuffleNetV2X20 => return self.shufflenet_v2([244, 488, 976], blocks, &style),
             Backbone::MobileNetV2 => return self.mobilenet_v2(&style),
             Backbone::EdgeLite => return self.edge_lite(&style),
             Backbone::EdgeRes => ResNet { stem: (3, 16), depths: [1, 2, 2, 2], widths: [32, 64, 128, 256], block: Block::Basic },
@@ -57,11 +58,11 @@ impl Graph {
         self.resnet(&net, spec.stride_in_1x1, &style)
     }
 
-    fn shufflenet_v2(&mut self, widths: [usize; 3], style: &Style) -> [ValueId; 3] {
+    fn shufflenet_v2(&mut self, widths: [usize; 3], blocks: [usize; 3], style: &Style) -> [ValueId; 3] {
         let stem = self.conv(0, "stem", (3, 2, 1), 24, style.relu);
         let mut x = self.max_pool(stem);
         let mut features = [0; 3];
-        for (stage, (n_blocks, width)) in [4, 8, 4].into_iter().zip(widths).enumerate() {
+        for (stage, (n_blocks, width)) in blocks.into_iter().zip(widths).enumerate() {
             for block in 0..n_blocks {
                 let half = width / 2;
                 let c_in = self.values[x].channels;

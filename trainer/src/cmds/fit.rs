@@ -381,8 +381,8 @@ impl Settings {
         };
         model.stride_in_1x1 |= self.stride_in_1x1;
         if !self.blocks.is_empty() {
-            let blocks = self.blocks[..].try_into();
-            model.blocks = Some(blocks.with_context(|| format!("--blocks has {} numbers, expected three", self.blocks.len()))?);
+            let wrong = |_| Request(format!("--blocks has {} numbers, expected three", self.blocks.len()));
+            model.blocks = Some(self.blocks[..].try_into().map_err(wrong)?);
         }
         set(&mut model.pyramid, self.pyramid);
         set(&mut model.pyramid_norm, self.pyramid_norm);

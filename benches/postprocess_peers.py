@@ -1,16 +1,14 @@
 """Postprocessing beside other programs, in turns, on one thread and on the same heads.
 
-usage: postprocess_peers.py KIT WORKER [--rounds 10] [--isa NAME] [--json FILE]
+usage: postprocess_peers.py WORKER [--rounds 10] [--isa NAME] [--json FILE]
 
-KIT is a folder with bench_post.py: seeded heads and what NumPy, OpenCV and ONNX Runtime do with them. WORKER is
-target/release/examples/bench_postprocess. The heads are quantised to u8, [H, W, C], for WORKER, and go in real numbers to
+WORKER is target/release/examples/bench_postprocess; what the others do is in postprocess_others.py. The heads are quantised to u8, [H, W, C], for WORKER, and go in real numbers to
 the others, as their interfaces have it. In every round each program runs for a short while; the least CPU time of a frame
 counts.
 """
-import argparse, json, os, subprocess, sys, tempfile, time
+import argparse, json, os, subprocess, tempfile, time
 
 arguments = argparse.ArgumentParser()
-arguments.add_argument("kit")
 arguments.add_argument("worker")
 arguments.add_argument("--rounds", type=int, default=10)
 arguments.add_argument("--isa", help="kernels of this instruction set; default: the best there is")
@@ -18,13 +16,12 @@ arguments.add_argument("--json")
 arguments = arguments.parse_args()
 for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
     os.environ[name] = "1"
-sys.path.insert(0, arguments.kit)
-import bench_post as kit
 import cv2
 import numpy as np
+import postprocess_others as others
 
 cv2.setNumThreads(1)
-kit._ort_nms = {100: kit.ort_nms_session(keep=100)}
+ort_nms = others.OrtNms()
 CASES = {
     "focal640_k80": (640, 640, 80, 2000, 25, False),
     "dense640_k80": (640, 640, 80, 0, 0, True),
@@ -58,28 +55,27 @@ def least(run, seconds):
 results = {}
 with tempfile.TemporaryDirectory() as folder:
     for name, (height, width, k, target, objects, dense) in CASES.items():
-        logits, deltas, anchors = kit.synth(height, width, k, target, objects, dense=dense)
+        logits, deltas, anchors = others.synth(height, width, k, target, objects, dense=dense)
         levels, real_logits, real_deltas = [], [], []
-        for index, ((stride, rows, columns), cls, box) in enumerate(zip(kit.levels(height, width), logits, deltas)):
+        for index, ((stride, rows, columns), cls, box) in enumerate(zip(others.levels(height, width), logits, deltas)):
             cls_params, cls = quantise(cls, f"{folder}/{name}.{index}.cls")
             box_params, box = quantise(box, f"{folder}/{name}.{index}.box")
             levels.append({"grid": [columns, rows], "stride": stride, "base_size": 4.0 * stride, "cls": cls_params, "box": box_params})
             real_logits.append(cls)
             real_deltas.append(box)
-        case = {"name": name, "input": [width, height], "levels": levels, "scales": kit.SC, "ratios": kit.AR, "offset": 0.5,
-                "n_classes": k, "thresholds": [kit.THR] * k, "topk": 1000, "iou": 0.5, "max": 100}
+        case = {"name": name, "input": [width, height], "levels": levels, "scales": others.SCALES, "ratios": others.RATIOS, "offset": 0.5,
+                "n_classes": k, "thresholds": [others.THRESHOLD] * k, "topk": 1000, "iou": 0.5, "max": 100}
         json.dump([case], open(f"{folder}/cases.json", "w"))
         worker = subprocess.Popen([arguments.worker, folder, name, *filter(None, [arguments.isa])], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
         ready = json.loads(worker.stdout.readline())
-        kit.ANC = anchors
-        whole = kit.ort_full(height, width, k, kit.levels(height, width))
+        whole = others.ort_whole(k, others.levels(height, width), anchors)
         feed = {f"l{i}": x[None] for i, x in enumerate(real_logits)} | {f"d{i}": x[None] for i, x in enumerate(real_deltas)}
-        smart = lambda: kit.gather_smart(real_logits, real_deltas, anchors, k, height, width)
+        smart = lambda: others.gather_smart(real_logits, real_deltas, anchors, k, height, width)
         peers = {
-            "numpy, all at once": lambda: kit.nms_numpy(*kit.gather_naive(real_logits, real_deltas, anchors, k, height, width)),
-            "numpy + its own NMS": lambda: kit.nms_numpy(*smart()),
-            "numpy + cv2.dnn.NMSBoxes": lambda: kit.nms_cv_arr(*smart()),
-            "numpy + ONNX Runtime's NMS": lambda: kit.nms_ort(*smart()),
+            "numpy, all at once": lambda: others.nms_numpy(*others.gather_naive(real_logits, real_deltas, anchors, k, height, width)),
+            "numpy + its own NMS": lambda: others.nms_numpy(*smart()),
+            "numpy + cv2.dnn.NMSBoxes": lambda: others.nms_opencv(*smart()),
+            "numpy + ONNX Runtime's NMS": lambda: ort_nms(*smart()),
             "ONNX Runtime, whole graph": lambda: whole.run(None, feed),
         }
         best = {peer: 1e9 for peer in ("fovea", *peers)}
@@ -91,7 +87,7 @@ with tempfile.TemporaryDirectory() as folder:
                 best[peer] = min(best[peer], least(run, 0.1))
         worker.stdin.close()
         worker.wait()
-        candidates = sum(int((x > kit.LT).sum()) for x in real_logits)
+        candidates = sum(int((x > others.THRESHOLD_LOGIT).sum()) for x in real_logits)
         results[name] = {"logits": sum(x.size for x in real_logits), "candidates": candidates, "found": ready["found"],
                          "isa": ready["isa"], "ms": best}
         fastest = min(time for peer, time in best.items() if peer != "fovea")

@@ -2,7 +2,8 @@
 
 usage: accuracy_peers.py --data DIR [--picodet picodet_s_416_coco.onnx] [--nanodet nanodet-1.5x-416-int8.xml] [--yolox yolox_nano.onnx] [--out DIR]
 
-The networks are those of scripts/pictures/README.md and YOLOX-nano 416 (Megvii-BaseDetection/YOLOX), all trained on COCO train2017,
+The networks are those of scripts/pictures/README.md and YOLOX-nano 416 (Megvii-BaseDetection/YOLOX; `model/` of
+Kazuhito00/YOLOX-ONNX-TFLite-Sample has it as ONNX), all trained on COCO train2017,
 each with its own preprocessing; scores from 0.05 on, NMS at IoU 0.6 and one class at a time. A class counts in a picture where it is
 completely labelled (`exhaustive_category_ids`). Means are over the classes that have boxes there. Prints COCO AP and AP50 in percent, and
 the least CPU time of the network alone on one thread; --out writes NAME.bench.json and NAME.eval.json for
@@ -110,8 +111,10 @@ def main():
     if not peers:
         parser.error("name at least one network")
     labels = json.loads((arguments.data / "annotations.json").read_text())
+    # Scored labels count as in `fovea eval`: objects from 0.45, ignored from 0.2.
+    labels["annotations"] = [a for a in labels["annotations"] if a.get("score", 1) >= 0.2]
     for annotation in labels["annotations"]:
-        annotation.setdefault("iscrowd", 0)
+        annotation["iscrowd"] = int(annotation.get("iscrowd", 0) or annotation.get("score", 1) < 0.45)
         annotation["area"] = annotation.get("area") or annotation["bbox"][2] * annotation["bbox"][3]
     for name, peer in peers.items():
         results = []

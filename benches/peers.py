@@ -1,7 +1,7 @@
 """Speed of `fovea` beside other runtimes on the same int8 networks, interleaved in one run.
 
 usage: peers.py [--fovea target/release/fovea] [--threads 1,2] [--rounds 12] [--slice 0.4] [--out FILE.md]
-                [--peers ort,openvino] [--kit DIR] [FILE.onnx | CONFIG ...]
+                [--peers ort,openvino,litert,ncnn] [--kit DIR] [FILE.onnx | CONFIG ...]
 
 Needs `pip install onnxruntime openvino numpy`. A FILE.onnx (a shipped model) is run by the runtimes that read ONNX.
 
@@ -115,7 +115,7 @@ def measure(args, model, threads):
         workers[title] = start(command, threads)
     workers = {name: worker for name, worker in workers.items() if worker}
     if all(name.startswith("fovea") for name in workers):
-        sys.exit("no other runtime is there: pip install onnxruntime openvino numpy")
+        sys.exit("no other runtime runs it (a model.onnx: ort, openvino): pip install onnxruntime openvino numpy")
     figures = {name: [] for name in workers}
     for _ in range(args.rounds):
         for name, worker in workers.items():
@@ -166,7 +166,7 @@ def main():
     parser.add_argument("--peers", default=",".join(PEERS))
     parser.add_argument("configs", nargs="+")
     args = parser.parse_args()
-    if not args.kit and not all(config.endswith(".onnx") for config in args.configs):
+    if not args.kit and not all(config.endswith(".onnx") and not config.endswith(".qdq.onnx") for config in args.configs):
         parser.error("a CONFIG is of a benchmark kit: --kit DIR; or give the model.onnx of a model folder")
     path = lambda config: config if config.endswith(".onnx") else os.path.join(args.kit, "models", config + ".qdq.onnx")
     args.models = [path(config) for config in args.configs]

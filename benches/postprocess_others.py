@@ -167,19 +167,20 @@ class OrtNms:
         return self.network.run(None, {"boxes": moved[None], "scores": scores[None, None].astype(np.float32)})[0][:KEEP, 2]
 
 
-def ort_whole(k, grids, boxes):
+def ort_whole(k, grids, boxes, width, height):
     """All of it as a graph, as exporters write it: permute, sigmoid, TopK for each level, decode, NMS."""
     nodes, inputs, constants = [], [], dict(NMS_CONSTANTS)
     add = lambda op, sources, result, **attributes: nodes.append(helper.make_node(op, sources, [result], **attributes))
     constants |= {"one": np.array([1]), "flat": np.array([-1]), "rows": np.array([-1, 4]), "k": np.array([k]), "axes": np.array([0, 1]), "zero": np.array([0])}
     constants |= {"half": np.float32(0.5), "limit": np.float32(LIMIT), "offset": np.float32(2048), "halves": np.array([2, 2])}
-    for i, (_, height, width) in enumerate(grids):
+    constants |= {"origin": np.float32(0), "far": np.array([width, height] * 2, np.float32)}
+    for i, (_, rows, columns) in enumerate(grids):
         for name, q in ((f"l{i}", k), (f"d{i}", 4)):
-            inputs.append(helper.make_tensor_value_info(name, TensorProto.FLOAT, [1, N_ANCHORS * q, height, width]))
-            constants[f"{name}.shape"] = np.array([N_ANCHORS, q, height * width])
+            inputs.append(helper.make_tensor_value_info(name, TensorProto.FLOAT, [1, N_ANCHORS * q, rows, columns]))
+            constants[f"{name}.shape"] = np.array([N_ANCHORS, q, rows * columns])
             add("Reshape", [name, f"{name}.shape"], f"{name}.apart")
             add("Transpose", [f"{name}.apart"], f"{name}.turned", perm=[2, 0, 1])
-        constants[f"top{i}"] = np.array([min(TOPK, N_ANCHORS * k * height * width)])
+        constants[f"top{i}"] = np.array([min(TOPK, N_ANCHORS * k * rows * columns)])
         constants[f"anchors{i}"] = boxes[i]
         add("Reshape", [f"l{i}.turned", "flat"], f"logits{i}")
         add("Sigmoid", [f"logits{i}"], f"scores{i}")
@@ -199,7 +200,9 @@ def ort_whole(k, grids, boxes):
         ("Sub", ["centre", "reach"], "low"), ("Add", ["centre", "reach"], "high"),
     ):  # fmt: skip
         add(op, sources, result)
-    add("Concat", ["low", "high"], "corners", axis=1)
+    add("Concat", ["low", "high"], "open", axis=1)
+    add("Max", ["open", "origin"], "clipped.low")
+    add("Min", ["clipped.low", "far"], "corners")
     add("Cast", ["class"], "class.real", to=TensorProto.FLOAT)
     add("Mul", ["class.real", "offset"], "class.offset")
     add("Unsqueeze", ["class.offset", "one"], "class.column")

@@ -2,8 +2,8 @@
 
 usage: postprocess_peers.py WORKER [--rounds 10] [--isa NAME] [--json FILE]
 
-WORKER is target/release/examples/bench_postprocess; what the others do is in postprocess_others.py. The heads are quantised to u8, [H, W, C], for WORKER, and go in real numbers to
-the others, as their interfaces have it. In every round each program runs for a short while; the least CPU time of a frame
+WORKER is target/release/examples/bench_postprocess; what the others do is in postprocess_others.py. The heads are
+quantised to u8, [H, W, C], for WORKER, and go in real numbers to the others, as their interfaces have it. In every round each program runs for a short while; the least CPU time of a frame
 counts.
 """
 import argparse, json, os, subprocess, tempfile, time
@@ -68,7 +68,7 @@ with tempfile.TemporaryDirectory() as folder:
         json.dump([case], open(f"{folder}/cases.json", "w"))
         worker = subprocess.Popen([arguments.worker, folder, name, *filter(None, [arguments.isa])], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
         ready = json.loads(worker.stdout.readline())
-        whole = others.ort_whole(k, others.levels(height, width), anchors)
+        whole = others.ort_whole(k, others.levels(height, width), anchors, width, height)
         feed = {f"l{i}": x[None] for i, x in enumerate(real_logits)} | {f"d{i}": x[None] for i, x in enumerate(real_deltas)}
         smart = lambda: others.gather_smart(real_logits, real_deltas, anchors, k, height, width)
         peers = {

@@ -152,6 +152,10 @@ pub(crate) fn load(folder: &Folder, classes: &[String], pseudo: Option<&Path>, b
             scored.categories.clone_from(&folder.coco.categories);
         }
         let scored_classes = class_by_category(&scored, classes);
+        let is_named = |class: usize| class_of.values().chain(scored_classes.values()).any(|&named| named == class);
+        if let Some(class) = (0..classes.len()).find(|&class| !is_named(class)) {
+            bail!("neither {} nor {} has a category {:?}", folder.dir.display(), path.display(), classes[class]);
+        }
         scored_classes.values().for_each(|&class| is_completed[class] = true);
         add(&scored, &scored_classes);
     }
@@ -284,10 +288,14 @@ mod tests {
         assert_eq!((&examples[0].is_known[..], &examples[1].is_known[..]), (&[true, true][..], &[true, false][..]));
 
         // Scored annotations of a second file complete the classes that it names; without names, every class.
-        let named = serde_json::json!({"annotations": [], "categories": [{"id": 7, "name": "a"}]});
         let path = dir.path().join("pseudo.json");
-        std::fs::write(&path, named.to_string()).unwrap();
-        assert_eq!(load(&folder, &classes, Some(&path), bands).unwrap()[1].is_known, [true, false]);
+        for (id, name, is_known) in [(7, "a", [true, false]), (9, "b", [true, true])] {
+            let named = serde_json::json!({"annotations": [], "categories": [{"id": id, "name": name}]});
+            std::fs::write(&path, named.to_string()).unwrap();
+            assert_eq!(load(&folder, &classes, Some(&path), bands).unwrap()[1].is_known, is_known);
+        }
+        let strange = load(&folder, &["a".to_owned(), "c".to_owned()], Some(&path), bands).unwrap_err();
+        assert!(strange.to_string().contains("has a category \"c\""), "{strange}");
         let scored = serde_json::json!({"annotations": [{"image_id": 1, "category_id": 9, "bbox": [0, 0, 9, 9], "score": 0.9}], "categories": []});
         std::fs::write(&path, scored.to_string()).unwrap();
         let examples = load(&folder, &classes, Some(&path), bands).unwrap();

@@ -83,7 +83,7 @@ fn main() -> ExitCode {
     }
 }
 
-/// Exit code of `fit` when the training diverged.
+/// Exit code of a training that diverged.
 #[cfg(feature = "train")]
 const DIVERGED: u8 = 3;
 

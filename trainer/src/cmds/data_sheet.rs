@@ -92,9 +92,11 @@ impl Args {
         let names: HashMap<u32, &str> = folder.coco.categories.iter().map(|c| (c.id, c.name.as_str())).collect();
         let mut own: HashMap<u64, Vec<Own>> = HashMap::new();
         for annotation in &folder.coco.annotations {
+            // A label that training takes for none is none here.
+            let Some(is_crowd) = annotation.is_ignored() else { continue };
             let [x, y, w, h] = annotation.bbox.map(|v| v as f32);
             let bbox = BBox::new(x, y, x + w, y + h);
-            let (category, score, is_crowd) = (annotation.category_id, annotation.score, annotation.iscrowd != 0);
+            let (category, score) = (annotation.category_id, annotation.score);
             own.entry(annotation.image_id).or_default().push(Own { category, bbox, score, is_crowd });
         }
         let own_of = |image: &CocoImage| own.get(&image.id).map_or(&[][..], Vec::as_slice);

@@ -113,7 +113,7 @@ pub(crate) struct Settings {
     /// Stride 2 of a bottleneck in its first 1x1 convolution: for weights of detectron2.
     #[arg(long, conflicts_with = "config")]
     stride_in_1x1: bool,
-    /// Blocks of the stages that make C3, C4, C5 of a shufflenetv2: 4,8,3 makes it a fifth smaller; what is left
+    /// Blocks of the stages that make C3, C4, C5 of a shufflenetv2: 4,8,3 has an eighth of the weights of 1.0x less; what is left
     /// takes its initial weights. [default: those of --init, else 4,8,4]
     #[arg(long, value_delimiter = ',', num_args = 1, value_name = "N,N,N", conflicts_with = "config")]
     blocks: Vec<usize>,
@@ -372,6 +372,9 @@ impl Settings {
         if self.init.as_ref().is_some_and(|path| path.with_extension("json").exists()) {
             // As they are read, the first layer is turned to RGB / 255.
             model.pixels = Pixels::default();
+        }
+        if self.backbone.is_some_and(|backbone| backbone != model.backbone) {
+            model.blocks = None;
         }
         set(&mut model.backbone, self.backbone);
         model.backbone_norm = match (self.backbone_norm, &self.init) {

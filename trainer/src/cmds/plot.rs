@@ -310,8 +310,9 @@ fn judged(folder: &Folder, spec: &ModelSpec, found: Found, score: f32) -> Vec<Ju
     let mut truths: std::collections::HashMap<u64, Vec<Truth>> = std::collections::HashMap::new();
     for annotation in &folder.coco.annotations {
         let Some(&class) = class_of.get(&annotation.category_id) else { continue };
+        let Some(is_crowd) = annotation.is_ignored() else { continue };
         let [x, y, w, h] = annotation.bbox.map(|v| v as f32);
-        let truth = Truth { class, bbox: BBox::new(x, y, x + w, y + h), is_crowd: annotation.iscrowd != 0 };
+        let truth = Truth { class, bbox: BBox::new(x, y, x + w, y + h), is_crowd };
         truths.entry(annotation.image_id).or_default().push(truth);
     }
     found

@@ -361,7 +361,7 @@ impl Targets {
     fn report(&self, lines: &[&Line]) {
         let mut counts: BTreeMap<usize, [usize; 2]> = BTreeMap::new();
         for (class, score, _) in lines.iter().flat_map(|line| &line.found) {
-            counts.entry(*class).or_default()[usize::from(f64::from(*score) >= OBJECT_FROM)] += 1;
+            counts.entry(*class).or_default()[usize::from(rounded(*score, 4) >= OBJECT_FROM)] += 1;
         }
         println!(
             "{:<16} {:>10} {:>10}   (found in {} pictures, drawn ones among them)",
@@ -404,7 +404,7 @@ mod tests {
                 {"id": 7, "file_name": "a.png", "width": 90, "height": 60, "exhaustive_category_ids": [3]},
                 {"id": 8, "file_name": "b.png", "width": 90, "height": 60},
             ],
-            "categories": [{"id": 3, "name": "car"}, {"id": 9, "name": "bus"}],
+            "categories": [{"id": 3, "name": "car"}, {"id": 9, "name": "bus"}, {"id": 2, "name": "tram"}],
             "annotations": [
                 {"image_id": 7, "category_id": 3, "bbox": [0, 0, 40, 40]},
                 {"image_id": 7, "category_id": 9, "bbox": [50, 0, 40, 40]},
@@ -436,6 +436,9 @@ mod tests {
         assert_eq!(got, [(7, 9), (7, 10), (8, 10)]);
         assert_eq!(labels["annotations"][1]["score"], 0.25);
         assert!(labels.get("images").is_none());
+        // No teacher knows trams: they are not completed.
+        let named: Vec<&str> = labels["categories"].as_array().unwrap().iter().map(|c| c["name"].as_str().unwrap()).collect();
+        assert_eq!(named, ["bus", "car", "dog"]);
     }
 
     #[test]

@@ -236,6 +236,8 @@ impl Args {
         given: &str,
         how: &str,
     ) -> String {
+        let blocks = spec.blocks.map(|[c3, c4, c5]| format!(" of {c3}, {c4} and {c5} blocks")).unwrap_or_default();
+        let backbone = spec.backbone.label() + &blocks;
         format!(
             "# {name}\n\nRetinaNet, int8 (QDQ ONNX, `model.onnx`, {} bytes, SHA-256 `{}`). Backbone {}, pyramid P3–P7 of {} channels, \
              towers of {} x {} channels, {} anchors a cell, input {}x{}.\n\nClasses: {}.\n\n{given}\n## Accuracy\n\nCOCO metrics in \
@@ -244,7 +246,7 @@ impl Args {
              Speed depends on the machine: `fovea bench --model-only DIR` measures it on yours.\n",
             int8.len(),
             hex(&Sha256::digest(int8)),
-            spec.backbone.label(),
+            backbone,
             spec.fpn_width,
             spec.head_depth,
             spec.head_width,

@@ -70,24 +70,32 @@ struct State {
 struct Trial {
     /// Folder, in the folder of all.
     name: String,
-    /// Steps that are done.
+    /// Steps that are done; of a trial that diverged, those that it was to do.
     steps: usize,
-    /// AP and AP50 after each round.
-    rounds: Vec<(f64, f64)>,
-    /// It diverged, so it takes no further part.
+    /// AP and AP50 by round, where it took part.
+    rounds: Vec<Option<(f64, f64)>>,
+    /// Round in which it diverged: it takes no further part.
     #[serde(default)]
-    is_diverged: bool,
+    diverged: Option<usize>,
 }
 
-/// Trials by what they reached in the last round that they all took part in, best first; those that diverged last.
-fn ranked(trials: &[Trial], round: usize) -> Vec<usize> {
-    let key = |idx: usize| {
-        let trial = &trials[idx];
-        let ap = trial.rounds.get(round).map_or(-1.0, |found| found.0);
-        if trial.is_diverged { -2.0 } else { ap }
-    };
-    let mut order: Vec<usize> = (0..trials.len()).collect();
-    order.sort_by(|&a, &b| key(b).total_cmp(&key(a)).then(a.cmp(&b)));
+impl Trial {
+    fn found(&self, round: usize) -> Option<(f64, f64)> {
+        self.rounds.get(round).copied().flatten()
+    }
+
+    /// The last of the first `rounds` rounds with a result, and the result.
+    fn reached(&self, rounds: usize) -> Option<(usize, (f64, f64))> {
+        (0..rounds.min(self.rounds.len())).rev().find_map(|round| Some((round, self.rounds[round]?)))
+    }
+}
+
+/// Trials by what the first `rounds` rounds say: who came further, then the better one. Without those that diverged in them.
+fn ranked(trials: &[Trial], rounds: usize) -> Vec<usize> {
+    let mut order: Vec<usize> =
+        (0..trials.len()).filter(|&idx| trials[idx].diverged.is_none_or(|round| round >= rounds)).collect();
+    let key = |idx: usize| trials[idx].reached(rounds).map_or((0, -1.0), |(round, found)| (round, found.0));
+    order.sort_by(|&a, &b| key(b).0.cmp(&key(a).0).then(key(b).1.total_cmp(&key(a).1)).then(a.cmp(&b)));
     order
 }
 
@@ -142,26 +150,40 @@ impl Args {
         let mut state = self.state()?;
         let plan = rounds(state.trials.len(), state.iterations);
         for (round, &(n_trials, steps)) in plan.iter().enumerate() {
-            // Those that were best in the round before.
-            let order = if round == 0 { (0..state.trials.len()).collect() } else { ranked(&state.trials, round - 1) };
-            for (number, idx) in order.into_iter().take(n_trials).enumerate() {
-                if state.trials[idx].rounds.len() > round || state.trials[idx].is_diverged {
+            // The best of the rounds before; for one that diverges, the next takes part.
+            let mut n_measured = 0;
+            for idx in ranked(&state.trials, round) {
+                if n_measured == n_trials {
+                    break;
+                }
+                if state.trials[idx].diverged == Some(round) {
+                    continue;
+                }
+                n_measured += 1;
+                if state.trials[idx].found(round).is_some() {
                     continue;
                 }
                 let trial = state.trials[idx].clone();
-                eprintln!("round {} of {}, trial {} of {n_trials}: {}", round + 1, plan.len(), number + 1, trial.name);
+                eprintln!("round {} of {}, trial {n_measured} of {n_trials}: {}", round + 1, plan.len(), trial.name);
                 if trial.steps < steps {
                     let is_whole = self.train(&trial, steps)?;
-                    (state.trials[idx].steps, state.trials[idx].is_diverged) = (steps, !is_whole);
+                    state.trials[idx].steps = steps;
+                    state.trials[idx].diverged = (!is_whole).then_some(round);
                     self.write(&state)?;
                     if !is_whole {
                         eprintln!("trial {} diverged: it is left out", trial.name);
+                        n_measured -= 1;
                         continue;
                     }
                 }
-                state.trials[idx].rounds.push(self.measure(&trial)?);
+                let found = self.measure(&trial)?;
+                state.trials[idx].rounds.resize(round, None);
+                state.trials[idx].rounds.push(Some(found));
                 self.write(&state)?;
             }
+        }
+        if state.trials.iter().all(|trial| trial.diverged.is_some()) {
+            bail!("every trial diverged; give a lower --lr behind -- and another --out");
         }
         let table = self.table(&state)?;
         write_atomic(&self.out.join("tune.md"), table.as_bytes())?;
@@ -222,7 +244,7 @@ impl Args {
             config.check().map_err(|error| Request(format!("{error:#}")))?;
             let name = number.to_string();
             config.write(&self.settings(&name))?;
-            trials.push(Trial { name, steps: 0, rounds: Vec::new(), is_diverged: false });
+            trials.push(Trial { name, steps: 0, rounds: Vec::new(), diverged: None });
         }
         std::fs::remove_dir_all(&probe.0).ok();
         let state = State { request, iterations, trials };
@@ -284,9 +306,9 @@ impl Args {
 
     /// The trials, best first.
     fn table(&self, state: &State) -> Result<String> {
-        let mut order: Vec<&Trial> = state.trials.iter().collect();
-        let key = |trial: &Trial| (!trial.is_diverged, trial.rounds.len(), trial.rounds.last().map_or(0.0, |found| found.0));
-        order.sort_by(|a, b| (key(b).0, key(b).1).cmp(&(key(a).0, key(a).1)).then(key(b).2.total_cmp(&key(a).2)));
+        let fallen = state.trials.iter().filter(|trial| trial.diverged.is_some());
+        let whole = ranked(&state.trials, usize::MAX).into_iter().map(|idx| &state.trials[idx]);
+        let order: Vec<&Trial> = whole.chain(fallen).collect();
         let mut table = format!(
             "# Tuning\n\nSuccessive halving: {} trials, {} steps for the best. `fovea-train fit {}`\n\n\
              | trial | steps | AP | AP50 | learning rate | scale | mosaic | night, blur, noise, jpeg | input |\n|---|---|---|---|---|---|---|---|---|\n",
@@ -296,11 +318,10 @@ impl Args {
         );
         for trial in &order {
             let config = FitConfig::read(&self.settings(&trial.name))?;
-            let reached = match trial.rounds.last() {
-                _ if trial.is_diverged => "diverged | –".to_owned(),
-                found => {
-                    found.map_or_else(|| "– | –".to_owned(), |(ap, ap50)| format!("{:.1} | {:.1}", 100.0 * ap, 100.0 * ap50))
-                }
+            let reached = match trial.reached(usize::MAX) {
+                _ if trial.diverged.is_some() => "diverged | –".to_owned(),
+                Some((_, (ap, ap50))) => format!("{:.1} | {:.1}", 100.0 * ap, 100.0 * ap50),
+                None => "– | –".to_owned(),
             };
             let a = config.augment;
             let _ = writeln!(
@@ -356,16 +377,25 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_diverged_trial_comes_last() {
-        let trial = |ap: Option<f64>, is_diverged| Trial {
+    fn who_came_further_goes_first_and_who_diverged_not_at_all() {
+        let trial = |found: &[Option<f64>], diverged| Trial {
             name: String::new(),
             steps: 10,
-            rounds: ap.map(|ap| (ap, ap)).into_iter().collect(),
-            is_diverged,
+            rounds: found.iter().map(|ap| ap.map(|ap| (ap, ap))).collect(),
+            diverged,
         };
-        // The first had a good round and fell later, the third never had one.
-        let trials = [trial(Some(0.9), true), trial(Some(0.2), false), trial(None, true), trial(Some(0.4), false)];
-        assert_eq!(ranked(&trials, 0), [3, 1, 0, 2]);
+        let trials = [
+            trial(&[Some(0.9)], Some(1)), // the best of the first round, then it fell
+            trial(&[Some(0.2)], None),
+            trial(&[], Some(0)),
+            trial(&[Some(0.5), Some(0.4)], None),
+            trial(&[Some(0.3), Some(0.6)], None),
+            trial(&[Some(0.1), None, Some(0.3)], None), // takes the place of others
+        ];
+        assert_eq!(ranked(&trials, 0), [0, 1, 2, 3, 4, 5]);
+        assert_eq!(ranked(&trials, 1), [0, 3, 4, 1, 5]);
+        assert_eq!(ranked(&trials, 2), [4, 3, 1, 5]);
+        assert_eq!(ranked(&trials, usize::MAX), [5, 4, 3, 1]);
     }
 
     #[test]

@@ -105,6 +105,11 @@ impl Format {
                 has_partial && !matches!(self, Self::Coco | Self::OpenImages),
                 "which classes are completely labelled in a picture",
             ),
+            of(
+                self == Self::OpenImages
+                    && coco.images.iter().any(|image| image.exhaustive_category_ids.as_ref().is_some_and(Vec::is_empty)),
+                "pictures without boxes of which nothing is known: these are left out",
+            ),
             of(has_crowds && matches!(self, Self::Yolo | Self::Cvat), "regions to ignore: these boxes are left out"),
             of(has_scores && !matches!(self, Self::Coco | Self::OpenImages), "scores: the boxes become drawn ones"),
         ]

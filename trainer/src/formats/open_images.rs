@@ -1,8 +1,8 @@
 //! Open Images: a CSV of boxes as shares of the picture's sides, a CSV of class names, and a CSV of labels that people have
 //! verified for whole pictures.
 //!
-//! A class is completely boxed in a picture if it was verified there, as present or as absent; of other classes nothing is
-//! known (Kuznetsova et al. 2020, section 2.2). Without the CSV of verified labels, only boxed classes count as verified.
+//! A class is completely boxed in a picture if it has boxes there (Kuznetsova et al. 2020, section 2.2), or if somebody looked for it
+//! and did not find it; of other classes nothing is known, of one that is verified but has no box neither.
 
 use super::{Labelled, Reader, Writer, by_stem, csv, edges, read as read_text, size_of, stem, write as write_text};
 use anyhow::{Result, anyhow};
@@ -93,7 +93,7 @@ pub(super) fn read(dir: &Path) -> Result<Labelled> {
         for row in &labels.rows {
             let (Some(id), Some(label)) = (labels.text(row, "ImageID"), labels.text(row, "LabelName")) else { continue };
             // Classes that somebody looked for and did not find. One that is there has its boxes above, or is not complete.
-            let is_absent = labels.number(row, "Confidence").is_ok_and(|confidence| confidence == 0.0);
+            let is_absent = labels.number(row, "Confidence")? == 0.0;
             let (Some(&category), Some(file), true) = (categories.get(label), files.get(id), is_absent) else { continue };
             verified.entry(picture(&mut reader, id, file)?.0).or_default().insert(category);
         }

@@ -12,7 +12,7 @@ fn main() -> ExitCode {
         Ok(()) => ExitCode::SUCCESS,
         Err(failure) => {
             tracing::debug!(?failure.error, "command failed");
-            eprintln!("error: {}", explain(&failure.error));
+            cmds::say!("error: {}", explain(&failure.error));
             ExitCode::from(failure.code)
         }
     }

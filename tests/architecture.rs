@@ -25,16 +25,12 @@ const LAYERS: &[(&str, u8)] = &[
     ("preprocess", 4),
     ("executor", 4),
     ("postprocess", 4),
-    ("track", 4),
-    ("zones", 4),
     ("overlay", 4),
     ("eval", 4),
     // L3: what composes them
     ("pipeline", 5),
     // L4: adapters
     ("gst", 6),
-    ("events", 6),
-    ("web", 6),
     // L5: the command line
     ("cmds", 7),
     ("main", 8),

@@ -692,6 +692,33 @@ fn a_server_that_never_answers_is_given_up() {
     });
 }
 
+/// Frames come over the network and then no more, while another element keeps talking.
+#[test]
+fn a_live_source_that_falls_silent_is_an_error() {
+    within_limit(|| {
+        let port = std::net::UdpSocket::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
+        let talker = "audiotestsrc is-live=true ! level interval=20000000 ! fakesink";
+        let sender = format!(
+            "videotestsrc is-live=true num-buffers=10 ! video/x-raw,format=I420,width=64,height=48,framerate=25/1 ! rtpvrawpay ! \
+             udpsink host=127.0.0.1 port={port} async=false"
+        );
+        let caps = "application/x-rtp,media=video,clock-rate=90000,encoding-name=RAW,sampling=YCbCr-4:2:0,depth=(string)8,\
+                    width=(string)64,height=(string)48,payload=96";
+        let text = format!("{talker} {sender} udpsrc port={port} caps=\"{caps}\" ! rtpvrawdepay");
+        let mut spec = SourceSpec::new(SourceKind::Launch(text));
+        spec.timeout = Duration::from_secs(1);
+        let recorder = Recorder::new();
+        let mut source = open_source(&spec).unwrap();
+        source.start(recorder.clone()).unwrap();
+        let mut watch = Stopwatch::start();
+        let error = recorder.end().unwrap_err();
+        assert!(matches!(&error, SourceError::Stream(text) if text.contains("no more frames for 1 s")), "{error:?}");
+        assert!(watch.lap() < Duration::from_secs(10));
+        let record = recorder.record.lock().unwrap();
+        assert!(record.is_balanced() && (1..=10).contains(&record.frames.len()), "{record:?}");
+    });
+}
+
 /// A driver that hangs: nobody writes to the pipe, and opening it waits for ever.
 #[test]
 fn a_source_that_hangs_is_left_behind() {

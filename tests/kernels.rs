@@ -32,6 +32,37 @@ fn instruction_sets_that_are_skipped_are_named() {
     for_each_isa(|kernels| assert!(Isa::available().contains(&kernels.isa())));
 }
 
+#[test]
+fn layouts_that_contradict_the_operator_are_refused() {
+    let layout = |h, w, c| Layout::padded(Shape { h, w, c }, Halo::default());
+    let term = AddTerm { zero_point: 0, ratio: 1.0, is_doubled: false };
+    let sum = OpSpec::Add { terms: [term, AddTerm { is_doubled: true, ..term }], zero_point: 0, lo: 0, hi: 255 };
+    let window = Window { kernel: (2, 2), stride: (2, 2), dilation: (1, 1), pads: [0; 4] };
+    let requant = Requantization { multipliers: vec![1.0; 16], zero_point: 0, lo: 0, hi: 255 };
+    let weights = vec![1; 16 * 8 * 4].into();
+    let conv = OpSpec::Conv(ConvSpec { window, groups: 1, weights, bias: vec![0; 16], input_zero_point: 0, requant });
+    let small = layout(4, 6, 16);
+    let cases: [(&OpSpec, &[Layout], Layout, bool); 10] = [
+        (&sum, &[small, layout(2, 3, 16)], small, true),
+        (&sum, &[small, small], small, false),
+        (&sum, &[small, layout(2, 3, 16)], layout(100, 100, 16), false),
+        (&conv, &[layout(8, 12, 8)], small, true),
+        (&conv, &[layout(6, 12, 8)], small, false),
+        (&conv, &[layout(8, 12, 4)], small, false),
+        (&OpSpec::Slice { first: 8 }, &[small], layout(4, 6, 8), true),
+        (&OpSpec::Slice { first: 9 }, &[small], layout(4, 6, 8), false),
+        (&OpSpec::MaxPool(window), &[layout(8, 12, 16)], layout(5, 6, 16), false),
+        (&OpSpec::Concat(vec![None, None]), &[small], small, false),
+    ];
+    for (op, inputs, output, want) in cases {
+        assert_eq!(op.fits(inputs, output), want, "{} of {inputs:?} into {output:?}", op.name());
+    }
+    let result = std::panic::catch_unwind(|| {
+        let _ = Kernels::best().prepare(&sum, &[small, small], layout(100, 100, 16), &mut PackCache::default());
+    });
+    assert!(result.is_err());
+}
+
 /// Bytes that depend on `seed` and place only.
 fn noise(seed: u32, i: usize) -> u8 {
     let i = u32::try_from(i).expect("small");

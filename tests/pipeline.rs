@@ -112,11 +112,16 @@ impl Drop for Held {
     }
 }
 
+/// What is to be seen in a frame, and its number in what is found there: results must not be those of another frame.
+const fn shade(id: u64) -> u8 {
+    id.to_le_bytes()[0]
+}
+
 /// How many buffers of a source may be in use at a time.
 const MAX_HELD: usize = 3;
 
 fn frame(id: u64, (width, height): (usize, usize), captured_at: Duration, n_alive: &Arc<AtomicUsize>) -> Frame {
-    let planes = OwnedPlanes::new(vec![(vec![0; width * height], width)]);
+    let planes = OwnedPlanes::new(vec![(vec![shade(id); width * height], width)]);
     let held = n_alive.fetch_add(1, Ordering::SeqCst) + 1;
     assert!(held <= MAX_HELD, "{held} buffers are held");
     let memory = Held { planes, n_alive: Arc::clone(n_alive) };
@@ -171,7 +176,7 @@ impl FrameSource for FakeSource {
     }
 }
 
-/// A network that finds one object in every frame.
+/// A network that finds one object in every frame: where, is what the frame shows.
 struct FakeDetector {
     /// Pictures of the stream do not hold the region of interest.
     lacks_region: bool,
@@ -222,7 +227,8 @@ impl Detect for FakeDetector {
         if (self.fails_on)(id) {
             return Err(DetectError::Network("no memory".into()));
         }
-        out.push(Detection { bbox: BBox::new(1.0, 2.0, 3.0, 4.0), class_id: ClassId(0), score: 0.5 });
+        let x = f32::from(picture.row(0, 0)[0]);
+        out.push(Detection { bbox: BBox::new(x, 2.0, x + 3.0, 4.0), class_id: ClassId(0), score: 0.5 });
         Ok(StageTimes::default())
     }
 
@@ -255,6 +261,7 @@ impl FrameSink for FakeSink {
         let planes = [plane, PlaneMut::default(), PlaneMut::default()];
         let mut copy = PictureMut::new(picture.format, picture.width, picture.height, picture.color, planes).unwrap();
         copy.copy_from(picture);
+        assert_eq!(copy.plane_mut(0).data[0], shade(stamps.id.0), "the stamps are those of another frame");
         draw(&mut copy);
         self.kept.lock().unwrap().push(*stamps);
         Ok(())
@@ -274,8 +281,9 @@ impl FrameSink for FakeSink {
 struct FakeAnnotator(Arc<AtomicUsize>);
 
 impl Annotate for FakeAnnotator {
-    fn annotate(&mut self, _: &mut PictureMut<'_>, detections: &[Detection], labels: &[String], _: &Stamps) {
+    fn annotate(&mut self, _: &mut PictureMut<'_>, detections: &[Detection], labels: &[String], stamps: &Stamps) {
         assert_eq!((detections.len(), labels), (1, &["person".to_owned()][..]));
+        assert_eq!(detections[0].bbox.x1, f32::from(shade(stamps.id.0)), "drawn on another frame");
         self.0.fetch_add(1, Ordering::SeqCst);
     }
 }
@@ -332,6 +340,10 @@ fn run_watched(
         assert_eq!(frames.in_flight, 0, "{frames:?}");
     }
     assert_eq!(u64::try_from(lines.len()).unwrap(), frames.inferred, "one line for each inferred frame");
+    for line in &lines {
+        let shown = f64::from(shade(line["frame"].as_u64().unwrap()));
+        assert_eq!(line["detections"][0]["box"][0].as_f64(), Some(shown), "found in another frame: {line}");
+    }
     assert_eq!(drawn.load(Ordering::SeqCst), kept.len());
     assert!(finished.load(Ordering::SeqCst) > 0, "the sink was not finished");
     assert!(kept.is_sorted_by_key(|stamps| stamps.id) && kept.iter().all(|s| s.pts == Some(Duration::from_millis(40 * s.id.0))));
@@ -349,7 +361,7 @@ fn at_pace_max_every_frame_arrives_in_order() {
     assert_eq!(ran.kept.iter().map(|stamps| stamps.id.0).collect::<Vec<_>>(), (0..40).collect::<Vec<_>>());
     let line = &ran.lines[7];
     assert_eq!((&line["stream"], &line["frame"], &line["pts_ns"]), (&"gate".into(), &7.into(), &280_000_000.into()));
-    assert_eq!(line["detections"][0]["box"], serde_json::json!([1.0, 2.0, 3.0, 4.0]));
+    assert_eq!(line["detections"][0]["box"], serde_json::json!([7.0, 2.0, 10.0, 4.0]));
 }
 
 #[test]
@@ -640,6 +652,16 @@ fn json(path: &Path) -> serde_json::Value {
     serde_json::from_str(&std::fs::read_to_string(path).unwrap()).unwrap()
 }
 
+/// Waits until a few frames are through.
+fn wait_for_lines(detections: &str) {
+    for _ in 0..600 {
+        thread::sleep(Duration::from_millis(50));
+        if std::fs::read_to_string(detections).is_ok_and(|text| text.lines().count() >= 3) {
+            return;
+        }
+    }
+}
+
 /// Runs one stream through the binary; gives the exit code, the report, the lines of detections.
 fn stream(folder: &Path, model: &str, arguments: &[&str], interrupt: bool) -> (i32, serde_json::Value, usize) {
     let file = |name: &str| folder.join(name).to_str().unwrap().to_owned();
@@ -648,13 +670,7 @@ fn stream(folder: &Path, model: &str, arguments: &[&str], interrupt: bool) -> (i
     command.args(["run", "--model", model, "--threads", "1", "--detections", &lines, "--report", &report]).args(arguments);
     let mut child = command.spawn().unwrap();
     if interrupt {
-        // Once a few frames are through.
-        for _ in 0..600 {
-            thread::sleep(Duration::from_millis(50));
-            if std::fs::read_to_string(&lines).is_ok_and(|text| text.lines().count() >= 3) {
-                break;
-            }
-        }
+        wait_for_lines(&lines);
         assert!(Command::new("kill").args(["-INT", &child.id().to_string()]).status().unwrap().success());
     }
     let code = child.wait().unwrap().code().unwrap();
@@ -727,6 +743,79 @@ fn an_interrupt_finalises_everything() {
         let (code, report, _) = stream(again.path(), &model, &["--source", video], false);
         assert_eq!((code, report["streams"][0]["frames"]["inferred"].as_u64()), (0, Some(u64::try_from(lines).unwrap())));
     }
+}
+
+/// `nohup` ignores the signal of a closed terminal before it starts the program.
+#[test]
+fn a_hangup_that_was_ignored_stays_ignored() {
+    let Some(model) = model() else { return };
+    let folder = tempfile::tempdir().unwrap();
+    let file = |name: &str| folder.path().join(name).to_str().unwrap().to_owned();
+    let (lines, report) = (file("d.jsonl"), file("r.json"));
+    let mut command = Command::new("sh");
+    command.args([
+        "-c",
+        "trap '' HUP; exec \"$0\" \"$@\"",
+        env!("CARGO_BIN_EXE_fovea"),
+        "run",
+        "--model",
+        &model,
+        "--threads",
+        "1",
+    ]);
+    command.args(["--source", "test://?width=64&height=48", "--pace", "live", "--seconds", "2"]);
+    let mut child = command.args(["--detections", &lines, "--report", &report]).spawn().unwrap();
+    wait_for_lines(&lines);
+    assert!(Command::new("kill").args(["-HUP", &child.id().to_string()]).status().unwrap().success());
+    assert_eq!(child.wait().unwrap().code(), Some(0));
+    assert_eq!(json(Path::new(&report))["ended"], "max_time");
+}
+
+/// A terminal that is gone, a `head` that has seen enough.
+#[test]
+fn nobody_listens_to_stderr_and_nothing_is_lost() {
+    let Some(model) = model() else { return };
+    let folder = tempfile::tempdir().unwrap();
+    let report = folder.path().join("r.json");
+    let mut command = Command::new(env!("CARGO_BIN_EXE_fovea"));
+    command.args(["run", "--model", &model, "--source", "test://?width=64&height=48&frames=9", "--report"]).arg(&report);
+    let mut child = command.env("FOVEA_LOG", "trace").stderr(std::process::Stdio::piped()).spawn().unwrap();
+    drop(child.stderr.take());
+    assert_eq!(child.wait().unwrap().code(), Some(0));
+    assert_eq!(json(&report)["streams"][0]["frames"]["inferred"], 9);
+}
+
+/// Whoever reads a pipe sees its end once, and all lines before it.
+#[test]
+fn detections_go_into_a_named_pipe() {
+    let Some(model) = model() else { return };
+    let folder = tempfile::tempdir().unwrap();
+    let pipe = folder.path().join("pipe");
+    assert!(Command::new("mkfifo").arg(&pipe).status().unwrap().success());
+    let reader = thread::spawn({
+        let pipe = pipe.clone();
+        move || std::fs::read_to_string(pipe).unwrap()
+    });
+    let source = "test://?width=64&height=48&frames=5";
+    expect(&["run", "--model", &model, "--source", source, "--detections", pipe.to_str().unwrap()], 0, &["5 inferred"]);
+    assert_eq!(reader.join().unwrap().lines().count(), 5);
+}
+
+/// Ten times the frames take no more memory.
+#[test]
+fn memory_does_not_grow_with_the_number_of_frames() {
+    let Some(model) = model() else { return };
+    let person = Path::new(&model).with_file_name("person");
+    let peak = |n_frames: u32| {
+        let folder = tempfile::tempdir().unwrap();
+        let (source, video) = (format!("test://?width=320&height=240&frames={n_frames}"), folder.path().join("a.mkv"));
+        let arguments = ["--source", &source, "--sink", video.to_str().unwrap()];
+        let (code, report, _) = stream(folder.path(), person.to_str().unwrap(), &arguments, false);
+        assert_eq!(code, 0);
+        report["peak_rss_bytes"].as_u64().unwrap()
+    };
+    let (few, many) = (peak(200), peak(2000));
+    assert!(many < few + 8_000_000, "{few} bytes for 200 frames, {many} for 2,000");
 }
 
 #[test]
@@ -808,6 +897,10 @@ fn wrong_requests_are_explained() {
     let empty = folder.path().join("empty");
     std::fs::create_dir(&empty).unwrap();
     expect(&["run", "--source", empty.to_str().unwrap()], 2, &["holds no pictures"]);
+    expect(&["run", "--source", "test://", "--threads", "257"], 2, &["--threads", "0 to 256"]);
+    let picture = file("a.jpg", "a picture");
+    expect(&["detect", "--model", "m", "--json", &picture, &picture], 2, &["a.jpg would be overwritten"]);
+    expect(&["inspect", "m", "--json", &format!("{picture}.x"), "--dot", &format!("{picture}.x")], 2, &["would be overwritten"]);
     let video = file("video.mp4", "the only copy");
     let same = folder.path().join("empty/../video.mp4");
     expect(&["run", "--source", &video, "--sink", same.to_str().unwrap()], 2, &["would be overwritten"]);
@@ -815,6 +908,9 @@ fn wrong_requests_are_explained() {
     let twice = folder.path().join("out.json");
     let twice = twice.to_str().unwrap();
     expect(&["run", "--source", &video, "--report", twice, "--detections", twice], 2, &["out.json would be overwritten"]);
+    let (one, other) = (folder.path().join("new/out.json"), folder.path().join("./new/../new/./out.json"));
+    let outputs = ["--report", one.to_str().unwrap(), "--detections", other.to_str().unwrap()];
+    expect(&[&["run", "--source", &video], &outputs[..]].concat(), 2, &["out.json would be overwritten"]);
     expect(&["run", "--source", &video, "--report", "-", "--detections", "-"], 2, &["mixed on standard output"]);
     for url in ["ftp://me:canary@host/x", "ftp://me:canary#1@host/x", "ftp://me:can/canary#1@host/x"] {
         let output = fovea(&["run", "--source", url]);

@@ -2,7 +2,7 @@
 
 use super::Failure;
 use super::annotated::Annotated;
-use super::output::{ResultFile, write_results, write_stdout};
+use super::output::{ResultFile, keep_apart, write_results, write_stdout};
 use super::postprocess_args::PostprocessArgs;
 use super::view_args::ViewArgs;
 use fovea::detection::Detection;
@@ -45,7 +45,7 @@ pub(crate) struct Args {
     #[arg(long)]
     digest: bool,
     /// Threads that share the rows of a layer; 0: as many as there are processors.
-    #[arg(long, value_name = "N", default_value_t = 0)]
+    #[arg(long, value_name = "N", default_value_t = 0, value_parser = super::run::threads)]
     threads: usize,
     /// Accept a network that runs in float.
     #[arg(long)]
@@ -74,6 +74,7 @@ impl Args {
                 missing.display()
             )));
         }
+        keep_apart(self.images.iter().map(PathBuf::as_path), self.json.as_deref()).map_err(Failure::request)?;
         let json = self.json.as_deref().map(ResultFile::open).transpose()?;
         let mut annotated = self.out.map(|folder| Annotated::open(folder, &self.images)).transpose()?;
         let postprocess = self.postprocess.over(PostprocessOptions::default());
@@ -86,7 +87,7 @@ impl Args {
             let mut picture = match images::open(path) {
                 Ok(picture) => picture,
                 Err(error) => {
-                    eprintln!("error: {error}");
+                    say!("error: {error}");
                     n_unread += 1;
                     continue;
                 }

@@ -39,7 +39,7 @@ pub(crate) struct Args {
     #[arg(long, value_name = "N")]
     limit: Option<usize>,
     /// Pictures at a time; 0: as many as there are processors.
-    #[arg(long, value_name = "N", default_value_t = 0)]
+    #[arg(long, value_name = "N", default_value_t = 0, value_parser = super::run::threads)]
     threads: usize,
     /// Accept a network that runs in float.
     #[arg(long)]
@@ -77,7 +77,7 @@ impl Args {
         bar.finish_and_clear();
         for (classes, whose) in [(&evaluation.unknown_to_model, "data set"), (&evaluation.unknown_to_data, "model")] {
             if !classes.is_empty() {
-                eprintln!("left out, only the {whose} has them: {}", classes.join(", "));
+                say!("left out, only the {whose} has them: {}", classes.join(", "));
             }
         }
         let metrics = evaluation.evaluator.summarize();
@@ -85,7 +85,7 @@ impl Args {
         let counts = of_class.map(|(class, &threshold)| class.counts(threshold));
         let at_display = metrics.per_class.iter().map(|(name, _)| name.clone()).zip(counts).collect();
         let report = Report { metrics, at_display };
-        eprintln!("{} pictures in {:.1} s", report.metrics.images, stopwatch.lap().as_secs_f64());
+        say!("{} pictures in {:.1} s", report.metrics.images, stopwatch.lap().as_secs_f64());
         write_report(json, &report, &report.table())
     }
 }

@@ -1,5 +1,14 @@
 //! The subcommands, one file each: arguments and what they do.
 
+/// Prints a line to stderr. A terminal that is gone, or a pipe that nobody reads, is no reason to lose a run.
+macro_rules! say {
+    ($($argument:tt)*) => {{
+        use std::io::Write as _;
+        let _ = writeln!(std::io::stderr(), $($argument)*);
+    }};
+}
+pub(crate) use say;
+
 #[cfg(feature = "opencv")]
 mod annotated;
 #[cfg(not(feature = "opencv"))]
@@ -115,5 +124,6 @@ pub(crate) fn init_logging() {
     let filter =
         tracing_subscriber::EnvFilter::try_from_env("FOVEA_LOG").unwrap_or_else(|_| tracing_subscriber::EnvFilter::new("warn"));
     let log = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
-    log.with_ansi(std::io::stderr().is_terminal()).without_time().init();
+    // Its own complaint about a log that cannot be written would be a panic where stderr is gone.
+    log.log_internal_errors(false).with_ansi(std::io::stderr().is_terminal()).without_time().init();
 }

@@ -6,7 +6,7 @@ use serde::Serialize;
 use std::ffi::OsString;
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Write};
-use std::path::{Path, PathBuf};
+use std::path::{Component, Path, PathBuf};
 
 /// A result file that is opened before the work starts, so that hours are not spent on what cannot be written. It
 /// keeps what it held until [`Self::write`]; a file that was made for nothing is removed.
@@ -55,6 +55,38 @@ impl ResultFile {
         }
         .map_err(Failure::failed)
     }
+}
+
+/// Refuses outputs that are one file, or that are read.
+pub(crate) fn keep_apart<'a>(
+    read: impl IntoIterator<Item = &'a Path>,
+    written: impl IntoIterator<Item = &'a Path>,
+) -> anyhow::Result<()> {
+    let mut taken: Vec<PathBuf> = read.into_iter().map(place).collect();
+    // Devices such as /dev/null may be named twice.
+    for path in written.into_iter().filter(|path| *path != Path::new("-") && (path.is_file() || !path.exists())) {
+        let place = place(path);
+        if taken.contains(&place) {
+            let path = path.display();
+            anyhow::bail!("{path} would be overwritten: it is named twice; give every output a name of its own");
+        }
+        taken.push(place);
+    }
+    Ok(())
+}
+
+/// Where a path leads, whether or not it is there: its folders may be yet to be made.
+fn place(path: &Path) -> PathBuf {
+    let absolute = std::path::absolute(path).unwrap_or_else(|_| path.to_owned());
+    let real = absolute.ancestors().find_map(|above| Some((above.canonicalize().ok()?, absolute.strip_prefix(above).ok()?)));
+    let Some((mut place, rest)) = real else { return absolute };
+    for component in rest.components() {
+        match component {
+            Component::ParentDir => _ = place.pop(),
+            component => place.push(component),
+        }
+    }
+    place
 }
 
 /// Writes `value` as one line of JSON where it is asked for, and `table` to stdout unless the JSON goes there. The JSON

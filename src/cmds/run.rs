@@ -1,19 +1,21 @@
 //! `fovea run`: a stream from its source through the network to an annotated video.
 
 use super::Failure;
+use super::output::{ResultFile, keep_apart};
 use super::postprocess_args::PostprocessArgs;
 use super::view_args::ViewArgs;
 use anyhow::anyhow;
-use fovea::pipeline::config::{ConfigError, Draft, PipelineSpec, read_seconds};
+use fovea::pipeline::config::{ConfigError, Draft, MAX_THREADS, PipelineSpec, read_seconds};
 use fovea::pipeline::detections::{DetectionsWriter, Output, probe_writable};
 use fovea::pipeline::detector::{Detector, DetectorOptions};
+use fovea::pipeline::interrupt::on_interrupt;
 use fovea::pipeline::metrics::Stage;
 use fovea::pipeline::ports::FrameSink;
 use fovea::pipeline::report::Report;
 use fovea::pipeline::runner::{self, Annotate, NoSink, Outcome, Progress, RunOptions, StopSignal, Stream};
 use fovea::pipeline::spec::{Pace, SinkSpec, SourceKind, SourceSpec};
 use indicatif::{ProgressBar, ProgressStyle};
-use std::io::{IsTerminal, Write};
+use std::io::IsTerminal;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -69,7 +71,7 @@ pub(super) struct ModelArgs {
     #[arg(long, value_name = "DIR")]
     model: Option<PathBuf>,
     /// Threads of the network; 0: as many as there are processors [default: 0].
-    #[arg(long, value_name = "N")]
+    #[arg(long, value_name = "N", value_parser = threads)]
     pub(super) threads: Option<usize>,
     /// Accept a network that runs in float.
     #[arg(long)]
@@ -112,6 +114,11 @@ impl From<PaceArg> for Pace {
     }
 }
 
+/// A number of threads, as `model.threads` of a pipeline file.
+pub(super) fn threads(text: &str) -> Result<usize, String> {
+    text.parse().ok().filter(|&threads| threads <= MAX_THREADS).ok_or_else(|| format!("0 to {MAX_THREADS}"))
+}
+
 /// A number of seconds above 0.
 pub(super) fn seconds(text: &str) -> Result<Duration, String> {
     text.parse().ok().and_then(read_seconds).ok_or_else(|| "a number of seconds above 0".to_owned())
@@ -137,8 +144,8 @@ impl Args {
 
         let report_file = spec.report.clone();
         let outcome = execute(&spec)?;
-        summarise(&outcome);
         let written = report_file.map_or(Ok(()), |output| write_report(&outcome.report, &output));
+        summarise(&outcome);
         name_files(&spec, &outcome, written.is_ok());
         result_of(outcome)?;
         written
@@ -188,7 +195,7 @@ fn handle_signals(stop: &StopSignal) -> Result<(), Failure> {
         }
         stop.stop();
     };
-    ctrlc::set_handler(handler).map_err(Failure::failed)
+    on_interrupt(handler).map_err(Failure::failed)
 }
 
 /// The folder of the model: the one that was named, or the default one.
@@ -208,7 +215,9 @@ pub(super) fn model_dir(named: Option<&Path>) -> Result<PathBuf, Failure> {
 pub(super) fn probe_source(source: &SourceSpec) -> anyhow::Result<()> {
     match &source.kind {
         SourceKind::File(path) => {
-            let file = std::fs::File::open(path);
+            // Whoever writes to a named pipe would take this for the end of its reader.
+            let is_there = std::fs::metadata(path);
+            let file = is_there.and_then(|found| if found.is_file() { std::fs::File::open(path).map(drop) } else { Ok(()) });
             file.map_err(|error| {
                 anyhow!("cannot read {}: {error}; --source names a video file, a URL or a camera", path.display())
             })?;
@@ -257,28 +266,8 @@ pub(super) fn keep_files_apart(spec: &PipelineSpec) -> anyhow::Result<()> {
     if let (Some(Output::Stdout), Some(Output::Stdout)) = (&spec.detections, &spec.report) {
         return Err(anyhow!("detections and report would be mixed on standard output: write one of them to a file"));
     }
-    // A path that is not there yet has a folder that is.
-    let place = |path: &Path| {
-        let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
-        let name = path.file_name().unwrap_or_default();
-        path.canonicalize().or_else(|_| folder.canonicalize().map(|folder| folder.join(name))).unwrap_or_else(|_| path.to_owned())
-    };
-    let mut taken = Vec::new();
-    if let SourceKind::File(path) = &spec.source.kind {
-        taken.push(place(path));
-    }
-    // Devices such as /dev/null may be named twice.
-    for path in output_files(spec).into_iter().filter(|path| path.is_file() || !path.exists()) {
-        let place = place(path);
-        if taken.contains(&place) {
-            return Err(anyhow!(
-                "{} would be overwritten: it is named twice; give every output a name of its own",
-                path.display()
-            ));
-        }
-        taken.push(place);
-    }
-    Ok(())
+    let source = if let SourceKind::File(path) = &spec.source.kind { Some(path.as_path()) } else { None };
+    keep_apart(source, output_files(spec))
 }
 
 /// A sink, and what draws on its pictures.
@@ -313,9 +302,8 @@ pub(super) fn result_of(outcome: Outcome) -> Result<(), Failure> {
 
 /// Writes a report; a folder was made and checked before.
 pub(super) fn write_report(report: &Report, output: &Output) -> Result<(), Failure> {
-    let mut out = output.create().map_err(Failure::request)?;
-    let written = writeln!(out, "{}", report.to_json()).and_then(|()| out.flush());
-    written.map_err(|error| Failure::failed(anyhow!("writing the report to {output} failed: {error}")))
+    let path = if let Output::File(path) = output { path } else { Path::new("-") };
+    ResultFile::open(path)?.write(&(report.to_json() + "\n"))
 }
 
 /// What happened, for people.
@@ -327,7 +315,7 @@ pub(super) fn summarise(outcome: &Outcome) {
     let frames = &stream.frames;
     let dropped: Vec<String> = frames.dropped.occurred().map(|(cause, n)| format!("{n} {}", cause.name())).collect();
     let dropped = if dropped.is_empty() { "none dropped".to_owned() } else { format!("dropped: {}", dropped.join(", ")) };
-    eprintln!(
+    say!(
         "{}: {} frames captured, {} inferred, {dropped}; {:.1} fps over {:.1} s ({})",
         stream.name,
         frames.captured,
@@ -339,7 +327,7 @@ pub(super) fn summarise(outcome: &Outcome) {
     if let Some(total) = stream.latency_ms.of(Stage::Total) {
         let stages = stream.latency_ms.0.iter().filter(|(stage, _)| *stage != Stage::Total);
         let medians: Vec<String> = stages.map(|(stage, times)| format!("{} {:.1}", stage.name(), times.p50)).collect();
-        eprintln!(
+        say!(
             "latency p50 {:.1}, p90 {:.1}, p99 {:.1}, max {:.1} ms; median of the stages in ms: {}",
             total.p50,
             total.p90,
@@ -357,7 +345,7 @@ pub(super) fn name_files(spec: &PipelineSpec, outcome: &Outcome, has_report: boo
         // What an earlier run left is not of this one.
         let is_ours = if is_report { has_report } else { outcome.info.is_some() };
         if is_ours && path.exists() {
-            eprintln!("wrote {}", path.display());
+            say!("wrote {}", path.display());
         }
     }
 }
@@ -392,7 +380,7 @@ impl Reporter {
         } else if progress.elapsed >= self.next_line {
             self.next_line = progress.elapsed + LINE_EVERY;
             let of_total = self.total(progress).map_or(String::new(), |total| format!(" of about {total}"));
-            eprintln!(
+            say!(
                 "{}: {:.0} s, {} frames{of_total}, {fps:.1} fps, {dropped} dropped",
                 self.name,
                 progress.elapsed.as_secs_f64(),

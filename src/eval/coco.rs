@@ -101,6 +101,9 @@ pub enum CocoError {
     /// Two pictures with the same id.
     #[error("image id {0} is used twice")]
     DuplicateImage(u64),
+    /// Two categories with the same id.
+    #[error("category id {0} is used twice")]
+    DuplicateCategory(u32),
     /// An annotation of a picture that is not there.
     #[error("annotation {annotation} names image {image}, which is not in the file")]
     UnknownImage {
@@ -130,7 +133,10 @@ impl CocoDataset {
         if let Some(twice) = dataset.images.iter().find(|image| !images.insert(image.id)) {
             return Err(CocoError::DuplicateImage(twice.id));
         }
-        let categories: HashSet<u32> = dataset.categories.iter().map(|category| category.id).collect();
+        let mut categories = HashSet::with_capacity(dataset.categories.len());
+        if let Some(twice) = dataset.categories.iter().find(|category| !categories.insert(category.id)) {
+            return Err(CocoError::DuplicateCategory(twice.id));
+        }
         for annotation in &dataset.annotations {
             if !images.contains(&annotation.image_id) {
                 return Err(CocoError::UnknownImage { annotation: annotation.id, image: annotation.image_id });

@@ -1,5 +1,6 @@
 //! A folder of pictures as a stream: sorted by name, stamped with a fixed rate.
 
+use super::intake::STOP_TICK;
 use crate::frame::{Frame, FrameId, OwnedPlanes, PixelFormat, Stamps};
 use crate::images;
 use crate::pipeline::ports::{DropCause, FrameSource, Inlet, SourceError, StreamInfo};
@@ -7,7 +8,7 @@ use crate::pipeline::spec::FrameRate;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::mpsc::{SyncSender, sync_channel};
+use std::sync::mpsc::{RecvTimeoutError, SyncSender, sync_channel};
 use std::sync::{Arc, Condvar, Mutex, PoisonError};
 use std::thread::JoinHandle;
 use std::time::Duration;
@@ -95,14 +96,20 @@ impl FrameSource for ImageFolder {
             paths: Arc::clone(&self.paths),
             frame_rate: self.frame_rate,
             is_paced: self.is_paced,
-            inlet,
+            inlet: Arc::clone(&inlet),
             stop: Arc::clone(&stop),
         };
         let thread = std::thread::Builder::new().name("pictures".into()).spawn(move || job.run(&first_size));
         let thread = thread.map_err(|error| SourceError::Stream(format!("{}: no thread ({error})", self.folder.display())))?;
         self.reader = Some(Reader { stop, thread });
         // The sender goes when the thread ends without a picture.
-        let Ok((width, height)) = size.recv() else {
+        let size = loop {
+            match size.recv_timeout(STOP_TICK) {
+                Err(RecvTimeoutError::Timeout) if !inlet.is_stopped() => {}
+                size => break size,
+            }
+        };
+        let Ok((width, height)) = size else {
             self.stop();
             return Err(SourceError::Request(format!(
                 "{}: none of {} pictures can be read; the log names each",

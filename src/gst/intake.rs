@@ -19,7 +19,7 @@ use std::time::Duration;
 const USUAL_PENDING: usize = 16;
 
 /// How often a source that connects looks whether it is still wanted.
-const STOP_TICK: Duration = Duration::from_millis(50);
+pub(super) const STOP_TICK: Duration = Duration::from_millis(50);
 
 /// What is said of memory that cannot be mapped.
 pub(super) const MEMORY_REMEDY: &str = "bring the frames into system memory: end the pipeline text with `nvvidconv ! video/x-raw,format=NV12` on a Jetson, with \

@@ -9,6 +9,7 @@ use super::elements;
 use super::fault::{Report, Scrubber, said, source_error};
 use super::intake::{Intake, MEMORY_REMEDY};
 use super::{shut_down, whole};
+use crate::pipeline::clock::Stopwatch;
 use crate::pipeline::ports::{FrameSource, Inlet, SourceError, StreamInfo};
 use crate::pipeline::spec::{CameraMode, RtspTransport, SourceKind, SourceSpec};
 use gstreamer as gst;
@@ -30,11 +31,11 @@ const HELD_BUFFERS: u32 = 4;
 /// How often the bus thread looks whether it should end.
 const TICK: Duration = Duration::from_millis(100);
 
-/// Ticks without a new frame after an error until the stream counts as over: what was decoded before it still comes.
-const TICKS_AFTER_ERROR: u32 = 10;
+/// How long no frame comes after an error until the stream counts as over: what was decoded before it still comes.
+const PATIENCE_AFTER_ERROR: Duration = Duration::from_secs(1);
 
-/// Ticks that an error waits for the first caps: a stream may break right behind its first frames.
-const TICKS_BEFORE_CAPS: u32 = 3;
+/// How long an error waits for the first caps: a stream may break right behind its first frames.
+const PATIENCE_BEFORE_CAPS: Duration = Duration::from_millis(300);
 
 /// How long a driver may take to stop.
 const STOP_LIMIT: Duration = Duration::from_secs(5);
@@ -67,8 +68,7 @@ impl PipelineSource {
     }
 
     fn info(&self, pipeline: &gst::Pipeline, layout: &Layout) -> StreamInfo {
-        let mut latency = gst::query::Latency::new();
-        let is_live = self.spec.is_live() || pipeline.query(&mut latency) && latency.result().0;
+        let is_live = is_live(&self.spec, pipeline);
         let duration = pipeline.query_duration::<gst::ClockTime>().filter(|_| !is_live).map(Duration::from);
         let (width, height) = layout.size;
         StreamInfo {
@@ -149,6 +149,12 @@ impl Drop for PipelineSource {
     fn drop(&mut self) {
         self.stop();
     }
+}
+
+/// Whether frames are lost if nobody takes them: by its kind, or because its elements say so.
+fn is_live(spec: &SourceSpec, pipeline: &gst::Pipeline) -> bool {
+    let mut latency = gst::query::Latency::new();
+    spec.is_live() || pipeline.query(&mut latency) && latency.result().0
 }
 
 const fn timeout_remedy(kind: &SourceKind) -> &'static str {
@@ -567,9 +573,11 @@ impl Watch {
         let Some(bus) = self.pipeline.bus() else { return };
         let is_refused = self.pipeline.set_state(gst::State::Playing).is_err();
         let mut failure: Option<SourceError> = None;
-        let (mut ticks, mut seen) = (0, 0);
+        let (mut watch, mut idle, mut seen) = (Stopwatch::start(), Duration::ZERO, 0);
         while !self.intake.is_closing() {
-            if let Some(message) = bus.timed_pop(gst::ClockTime::from_mseconds(TICK.as_millis().try_into().unwrap_or(100))) {
+            let message = bus.timed_pop(gst::ClockTime::from_mseconds(TICK.as_millis().try_into().unwrap_or(100)));
+            let has_message = message.is_some();
+            if let Some(message) = message {
                 match message.view() {
                     gst::MessageView::Error(error) => {
                         let error = self.diagnose(error);
@@ -592,29 +600,30 @@ impl Watch {
                 if self.stated.is_none() && matches!(self.spec.kind, SourceKind::File(_)) && self.intake.has_layout() {
                     self.stated = self.pipeline.query_duration();
                 }
-                continue;
             }
-            if failure.is_none() && is_refused {
+            // Whatever is said meanwhile: a camera may warn of each frame that it cannot give.
+            let (n_captured, is_delivering) = self.intake.progress();
+            let passed = watch.lap();
+            idle = if is_delivering || n_captured != seen { Duration::ZERO } else { idle + passed };
+            seen = n_captured;
+            if failure.is_none() && is_refused && !has_message {
                 failure = Some(SourceError::Stream(format!("{}: GStreamer refuses to start it and does not say why", self.spec)));
             }
-            let (n_captured, is_delivering) = self.intake.progress();
-            ticks = if is_delivering || n_captured != seen { 0 } else { ticks + 1 };
-            seen = n_captured;
             if failure.is_none() {
-                failure = self.stalled(ticks);
+                failure = self.stalled(idle);
                 continue;
             }
             // Frames that were decoded before the error are still on their way.
-            let patience = if self.intake.has_layout() { TICKS_AFTER_ERROR } else { TICKS_BEFORE_CAPS };
-            if ticks >= patience {
+            let patience = if self.intake.has_layout() { PATIENCE_AFTER_ERROR } else { PATIENCE_BEFORE_CAPS };
+            if idle >= patience {
                 return self.end(failure);
             }
         }
     }
 
     /// A live source from which nothing comes any more, and that does not say so: a cable pulled far away.
-    fn stalled(&self, ticks: u32) -> Option<SourceError> {
-        let is_stalled = self.spec.is_live() && self.intake.has_layout() && TICK * ticks > self.spec.timeout;
+    fn stalled(&self, idle: Duration) -> Option<SourceError> {
+        let is_stalled = idle > self.spec.timeout && self.intake.has_layout() && is_live(&self.spec, &self.pipeline);
         let seconds = self.spec.timeout.as_secs_f32();
         let remedy = timeout_remedy(&self.spec.kind);
         is_stalled.then(|| SourceError::Stream(format!("{}: no more frames for {seconds} s; {remedy}", self.spec)))

@@ -191,9 +191,10 @@ impl Kernels {
     /// next lower one; the label says so.
     ///
     /// # Panics
-    /// If layouts and operator contradict each other; the loader checks them.
+    /// If layouts and operator contradict each other ([`OpSpec::fits`]); the loader makes layouts that do not.
     #[must_use]
     pub fn prepare(self, op: &OpSpec, inputs: &[Layout], output: Layout, cache: &mut PackCache) -> Box<dyn RowKernel> {
+        assert!(op.fits(inputs, output), "{} of {inputs:?} into {output:?}", op.name());
         if let OpSpec::ConvAdd { conv, terms, zero_point, lo, hi } = op {
             let sum = OpSpec::AddTo { terms: *terms, zero_point: *zero_point, lo: *lo, hi: *hi };
             let first = self.prepare(&OpSpec::Conv(conv.clone()), &inputs[..1], output, cache);

@@ -1,6 +1,6 @@
 //! What an operator computes, independent of who computes it.
 
-use super::{Layout, Window};
+use super::{Layout, Shape, Window};
 use std::fmt::Debug;
 use std::sync::Arc;
 
@@ -54,6 +54,18 @@ impl ConvSpec {
     #[must_use]
     pub fn is_depthwise(&self) -> bool {
         self.groups == self.out_channels() && self.in_per_group() == 1
+    }
+
+    /// Whether an input of one shape gives an output of the other, and there are as many weights as that takes.
+    fn fits(&self, input: Shape, output: Shape) -> bool {
+        let n = self.out_channels();
+        self.window.output(input.h, input.w) == Some((output.h, output.w))
+            && output.c == n
+            && self.groups > 0
+            && n.is_multiple_of(self.groups)
+            && input.c.is_multiple_of(self.groups)
+            && self.requant.multipliers.len() == n
+            && self.weights.len() == n * (input.c / self.groups) * self.window.n_taps()
     }
 
     /// Weight of output channel `o` for input channel `i` of its group under tap `tap`.
@@ -164,6 +176,43 @@ impl OpSpec {
             Self::Conv(conv) | Self::ConvAdd { conv, .. } => Some(conv),
             _ => None,
         }
+    }
+
+    /// Whether these layouts are those of an input each and of the output of this operator. Kernels reckon with it where they
+    /// read and write by pointer.
+    #[must_use]
+    pub fn fits(&self, inputs: &[Layout], output: Layout) -> bool {
+        let out = output.shape;
+        let same = |input: &Layout| input.shape == out;
+        let same_size = |input: &Layout| (input.shape.h, input.shape.w) == (out.h, out.w);
+        let doubled =
+            |input: &Layout| (input.shape.h, input.shape.w, input.shape.c) == (out.h.div_ceil(2), out.w.div_ceil(2), out.c);
+        let is_term = |input: &Layout, term: &AddTerm| if term.is_doubled { doubled(input) } else { same(input) };
+        let layouts_hold = inputs.iter().chain([&output]).all(|layout| layout.pixel_stride >= layout.shape.c);
+        layouts_hold
+            && match (self, inputs) {
+                (Self::Conv(conv), [input]) => conv.fits(input.shape, out),
+                (Self::MaxPool(window), [input]) => {
+                    window.output(input.shape.h, input.shape.w) == Some((out.h, out.w)) && input.shape.c == out.c
+                }
+                (Self::Add { terms, .. }, [a, b]) => is_term(a, &terms[0]) && is_term(b, &terms[1]),
+                (Self::AddTo { terms, .. }, [input]) => !terms[0].is_doubled && is_term(input, &terms[1]),
+                (Self::ConvAdd { conv, terms, .. }, [input, other]) => {
+                    conv.fits(input.shape, out) && !terms[0].is_doubled && is_term(other, &terms[1])
+                }
+                (Self::Concat(tables), parts) => {
+                    let n_channels: usize = parts.iter().map(|part| part.shape.c).sum();
+                    tables.len() == parts.len() && n_channels == out.c && parts.iter().all(same_size)
+                }
+                (Self::Interleave { first, .. }, [a, b]) => {
+                    a.shape == b.shape && same_size(a) && first.is_multiple_of(2) && first + out.c <= 2 * a.shape.c
+                }
+                (Self::Upsample2, [input]) => doubled(input),
+                (Self::Slice { first }, [input]) => same_size(input) && first + out.c <= input.shape.c,
+                (Self::Shuffle { groups }, [input]) => same(input) && *groups > 0 && out.c.is_multiple_of(*groups),
+                (Self::Table(_), [input]) => same(input),
+                _ => false,
+            }
     }
 
     /// Name in reports.

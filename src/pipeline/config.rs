@@ -23,7 +23,7 @@ pub struct PipelineConfig {
     /// Name of the stream in reports and detections; default: the name of the file or device.
     pub name: Option<String>,
     /// `"max"`: every frame, the source waits; `"live"`: the newest frame wins. Default: `"live"` for cameras and
-    /// RTSP (also in `launch`), else `"max"`.
+    /// network streams but http (also in `launch`), else `"max"`.
     pub pace: Option<Pace>,
     /// Where frames come from; required here or on the command line.
     pub source: Option<SourceConfig>,
@@ -66,7 +66,7 @@ pub struct SourceConfig {
     pub latency_ms: Option<u64>,
     /// `"tcp"` or `"udp"`, for RTSP; default `"tcp"`.
     pub rtsp_transport: Option<Transport>,
-    /// Seconds to wait for the first frame, 1 to 600; default 15.
+    /// Seconds to wait for the first frame, and for the next one of a live source, 1 to 600; default 15.
     pub timeout_s: Option<u64>,
 }
 
@@ -307,6 +307,9 @@ pub const DEFAULT_QUEUE_CAPACITY: usize = 1;
 /// Limit of `queue.capacity`.
 pub const MAX_QUEUE_CAPACITY: usize = 2;
 
+/// Threads that a network may have.
+pub const MAX_THREADS: usize = 256;
+
 /// Default of `queue.max_frame_age_ms`.
 pub const DEFAULT_MAX_FRAME_AGE: Duration = Duration::from_secs(1);
 
@@ -338,8 +341,8 @@ impl Draft {
 
         let source = config.source.as_ref().map(|source| read_source(source, base, &file)).transpose()?;
         let ModelConfig { dir, threads, allow_float, .. } = config.model;
-        if threads > 256 {
-            return Err(value("model.threads", &threads, "0 to 256"));
+        if threads > MAX_THREADS {
+            return Err(value("model.threads", &threads, &format!("0 to {MAX_THREADS}")));
         }
         let wrong = |key, found: &dyn std::fmt::Display, expected: &dyn std::fmt::Display| ConfigError::Value {
             path: file.clone(),

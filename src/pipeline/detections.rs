@@ -8,6 +8,7 @@ use crate::frame::Stamps;
 use serde::ser::{Serialize, SerializeSeq, Serializer};
 use std::fs::File;
 use std::io::{self, Write};
+use std::os::unix::fs::FileTypeExt;
 use std::path::PathBuf;
 
 /// Where results are written.
@@ -51,12 +52,16 @@ impl Output {
 }
 
 /// Checks that `path` can be created or overwritten: one that is there is opened for appending, else a file is made and
-/// removed again. A link counts as there, wherever it leads.
+/// removed again. A link counts as there, wherever it leads. A named pipe is not touched: whoever reads it would take
+/// the probe for the end.
 ///
 /// # Errors
 /// What the system says.
 pub fn probe_writable(path: &std::path::Path) -> io::Result<()> {
-    let existed = path.exists();
+    let existed = match std::fs::metadata(path) {
+        Ok(metadata) if metadata.file_type().is_fifo() => return Ok(()),
+        found => found.is_ok(),
+    };
     File::options().append(true).create(true).open(path)?;
     if existed {
         return Ok(());

@@ -16,6 +16,8 @@ pub enum Stage {
     Infer,
     /// Threshold, decode, non-maximum suppression.
     Postprocess,
+    /// Writing the detections.
+    Write,
     /// Drawing.
     Overlay,
     /// Copying the picture, waiting for the encoder or the display.
@@ -26,8 +28,17 @@ pub enum Stage {
 
 impl Stage {
     /// Every stage, in order.
-    pub const ALL: [Self; 8] =
-        [Self::Decode, Self::Queue, Self::Preprocess, Self::Infer, Self::Postprocess, Self::Overlay, Self::Sink, Self::Total];
+    pub const ALL: [Self; 9] = [
+        Self::Decode,
+        Self::Queue,
+        Self::Preprocess,
+        Self::Infer,
+        Self::Postprocess,
+        Self::Write,
+        Self::Overlay,
+        Self::Sink,
+        Self::Total,
+    ];
 
     /// Name in reports.
     #[must_use]
@@ -38,6 +49,7 @@ impl Stage {
             Self::Preprocess => "preprocess",
             Self::Infer => "infer",
             Self::Postprocess => "postprocess",
+            Self::Write => "write",
             Self::Overlay => "overlay",
             Self::Sink => "sink",
             Self::Total => "total",

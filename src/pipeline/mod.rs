@@ -10,6 +10,7 @@ pub mod spec;
 pub mod clock;
 pub mod detector;
 pub mod evaluate;
+pub mod interrupt;
 pub mod ledger;
 pub mod metrics;
 pub mod process;

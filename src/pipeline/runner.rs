@@ -361,6 +361,12 @@ pub fn run(stream: Stream, options: &RunOptions, stop: &StopSignal, progress: &m
             None
         }
     };
+    if info.is_some_and(|info| info.is_live) && options.pace == Pace::Max {
+        tracing::warn!(
+            stream = options.name,
+            "a live source at pace max: frames wait, and what is drawn lags; pace live takes the newest"
+        );
+    }
     if let Some(info) = info {
         let caller = thread::current();
         let result = thread::scope(|scope| {
@@ -525,7 +531,9 @@ impl Worker {
         self.inferred += 1;
         let labels = detector.labels();
         if let Some(detections) = detections {
+            let mut stopwatch = Stopwatch::start();
             detections.write(&options.name, stamps, (frame.width, frame.height), found, labels)?;
+            metrics.record(Stage::Write, stopwatch.lap());
         }
         let mut drawing = Duration::ZERO;
         let mut draw = |picture: &mut PictureMut<'_>| {

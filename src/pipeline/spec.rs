@@ -3,7 +3,7 @@
 //! [`SourceSpec::parse`] and [`SinkSpec::parse`] read the URIs of the command line; `config` builds the same types from
 //! a pipeline file. Adapters take these types and need not check them again.
 
-use super::secret::SecretUrl;
+use super::secret::{SecretUrl, percent_decoded};
 use std::fmt;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -208,7 +208,7 @@ impl SourceSpec {
             return Ok(Self::new(path_source(&base.join(uri))));
         };
         let kind = match scheme {
-            "file" => path_source(Path::new(rest)),
+            "file" => path_source(&file_path(uri, rest)?),
             "rtsp" | "rtsps" | "http" | "https" | "rtmp" | "udp" | "srt" => {
                 let url = SecretUrl::new(uri.to_owned());
                 let host = url.without_credentials();
@@ -289,6 +289,15 @@ impl fmt::Display for SourceSpec {
             SourceKind::Launch(_) => f.write_str("launch"),
         }
     }
+}
+
+/// The path of a `file://` URL (RFC 8089): of this machine, with percent-encoded bytes.
+fn file_path(uri: &str, rest: &str) -> Result<PathBuf, SpecError> {
+    let path = rest.strip_prefix("localhost").filter(|path| path.starts_with('/')).unwrap_or(rest);
+    if !path.starts_with('/') {
+        return Err(SpecError::new(uri, "not a file of this machine", "write it as file:///FOLDER/FILE, or as a path alone"));
+    }
+    Ok(PathBuf::from(percent_decoded(path)))
 }
 
 fn path_source(path: &Path) -> SourceKind {
@@ -405,7 +414,7 @@ impl SinkSpec {
             _ => {}
         }
         let path = match uri.split_once("://") {
-            Some(("file", path)) => PathBuf::from(path),
+            Some(("file", rest)) => file_path(uri, rest)?,
             Some((scheme, _)) => {
                 let url = SecretUrl::new(uri.to_owned());
                 return Err(SpecError::new(url, format!("`{scheme}` is no kind of sink"), SINKS));
@@ -448,6 +457,8 @@ mod tests {
         assert_eq!(kind("street.avi"), SourceKind::File("/base/street.avi".into()));
         assert_eq!(kind("/x/street.avi"), SourceKind::File("/x/street.avi".into()));
         assert_eq!(kind("file:///x/street.avi"), SourceKind::File("/x/street.avi".into()));
+        assert_eq!(kind("file://localhost/x/a%20b.avi"), SourceKind::File("/x/a b.avi".into()));
+        assert!(SourceSpec::parse("file://server/x.avi", Path::new("")).unwrap_err().to_string().contains("file:///"));
         assert_eq!(kind("launch: videotestsrc"), SourceKind::Launch("videotestsrc".into()));
         assert_eq!(kind("rtsp://u:p@cam/1"), SourceKind::Url(SecretUrl::new("rtsp://u:p@cam/1".into())));
         let mode = CameraMode { width: Some(640), height: Some(480), frame_rate: FrameRate::parse("29.97") };

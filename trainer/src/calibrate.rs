@@ -270,7 +270,7 @@ pub(crate) fn calibration_pictures(folder: &Folder, spec: &ModelSpec, n: usize, 
     names.shuffle(&mut ChaCha8Rng::seed_from_u64(seed));
     names.truncate(n);
     if names.len() < 256 {
-        eprintln!("warning: only {} pictures to calibrate on; ranges are better with 256 and more", names.len());
+        say!("warning: only {} pictures to calibrate on; ranges are better with 256 and more", names.len());
     }
     if names.is_empty() {
         return Err(Request(format!("{}: no pictures to calibrate on", folder.dir.display())).into());

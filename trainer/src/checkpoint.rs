@@ -34,8 +34,38 @@ pub(crate) fn save(
     if let Some(Best { iteration, ap }) = best {
         state.insert(BEST.into(), Array { shape: vec![2], data: vec![iteration as f32, ap] });
     }
+    keep_before(dir)?;
     weights::write(&dir.checkpoint(), &state, HashMap::from([("iteration".to_owned(), iteration.to_string())]))?;
     save_average(&dir.weights(), model, optimizer, iteration)
+}
+
+/// Keeps the checkpoint that is about to be replaced, unless one is kept already: then the newest was not proven.
+fn keep_before(dir: &RunDir) -> Result<()> {
+    let (newest, before) = (dir.checkpoint(), dir.checkpoint_before());
+    if !newest.exists() || before.exists() {
+        return Ok(());
+    }
+    // Not every file system has hard links.
+    std::fs::hard_link(&newest, &before)
+        .or_else(|_| std::fs::copy(&newest, &before).map(drop))
+        .with_context(|| format!("cannot write {}", before.display()))
+}
+
+/// A step from the newest checkpoint was sound: the one before is not needed any more.
+pub(crate) fn approve(dir: &RunDir) {
+    // What cannot be removed is a file too many.
+    let _ = std::fs::remove_file(dir.checkpoint_before());
+}
+
+/// The first step from the newest checkpoint was not sound: the one before takes its place. False where there is none: the newest
+/// was the first.
+pub(crate) fn reject(dir: &RunDir) -> Result<bool> {
+    let before = dir.checkpoint_before();
+    if !before.exists() {
+        return Ok(false);
+    }
+    std::fs::rename(&before, dir.checkpoint()).with_context(|| format!("cannot put {} back", before.display()))?;
+    Ok(true)
 }
 
 /// Writes the averaged weights.

@@ -25,6 +25,14 @@ const CURVE: [(&str, &str); 10] = [
     ("distill_features", "distill/features"),
 ];
 
+/// Pictures a second in the last line of a `curve.csv`.
+pub(crate) fn last_speed(curve: &Path) -> Result<f64> {
+    let column = 1 + CURVE.iter().position(|(name, _)| *name == "images_per_s").unwrap_or_default();
+    let text = std::fs::read_to_string(curve).with_context(|| format!("cannot read {}", curve.display()))?;
+    let speed = text.lines().last().and_then(|line| line.split(',').nth(column)?.parse().ok());
+    speed.with_context(|| format!("{} has no speed", curve.display()))
+}
+
 /// Columns of `eval.csv`.
 const EVALS: [(&str, &str); 3] = [("ap", "val/AP"), ("ap50", "val/AP50"), ("ap75", "val/AP75")];
 
@@ -89,7 +97,7 @@ impl Log {
     /// Draws the losses; a picture that cannot be drawn does not stop the training.
     pub(crate) fn plot_or_warn(&self, path: &Path) {
         if let Err(error) = plot(&self.curve, path) {
-            eprintln!("warning: the training curve was not drawn: {error:#}");
+            say!("warning: the training curve was not drawn: {error:#}");
         }
     }
 }

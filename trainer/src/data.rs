@@ -120,7 +120,7 @@ pub(crate) fn class_by_category(coco: &CocoDataset, classes: &[String]) -> HashM
 }
 
 /// Reads and decodes a whole data set. `pseudo` completes classes that a picture's own labels leave out: those of its
-/// categories count as known, all of them if it names none.
+/// categories count as known, all of them if it names none, in the pictures that it lists, all of them if it lists none.
 pub(crate) fn load(folder: &Folder, classes: &[String], pseudo: Option<&Path>, bands: ScoreBands) -> Result<Vec<Example>> {
     let class_of = class_by_category(&folder.coco, classes);
     if let Some(missing) = classes.iter().find(|class| !folder.coco.categories.iter().any(|c| &c.name == *class))
@@ -144,6 +144,7 @@ pub(crate) fn load(folder: &Folder, classes: &[String], pseudo: Option<&Path>, b
     };
     add(&folder.coco, &class_of);
     let mut is_completed = vec![false; classes.len()];
+    let mut completed_images = HashSet::new();
     if let Some(path) = pseudo {
         let text = std::fs::read_to_string(path).with_context(|| format!("cannot read {}", path.display()))?;
         let mut scored: CocoDataset = serde_json::from_str(&text).with_context(|| path.display().to_string())?;
@@ -157,6 +158,8 @@ pub(crate) fn load(folder: &Folder, classes: &[String], pseudo: Option<&Path>, b
             bail!("neither {} nor {} has a category {:?}", folder.dir.display(), path.display(), classes[class]);
         }
         scored_classes.values().for_each(|&class| is_completed[class] = true);
+        let listed = if scored.images.is_empty() { &folder.coco.images } else { &scored.images };
+        completed_images.extend(listed.iter().map(|image| image.id));
         add(&scored, &scored_classes);
     }
     let mut category_of: Vec<Option<u32>> = vec![None; classes.len()];
@@ -171,7 +174,9 @@ pub(crate) fn load(folder: &Folder, classes: &[String], pseudo: Option<&Path>, b
             let picture = images::open(&folder.image_path(&image.file_name))?;
             bar.inc(1);
             let is_drawn = |id: &Option<u32>| id.is_some_and(|id| image.is_exhaustive(id));
-            let is_known = category_of.iter().zip(&is_completed).map(|(id, completed)| *completed || is_drawn(id)).collect();
+            let is_listed = completed_images.contains(&image.id);
+            let is_known = category_of.iter().zip(&is_completed);
+            let is_known = is_known.map(|(id, completed)| is_listed && *completed || is_drawn(id)).collect();
             Ok(Example { picture, labels: labels.get(&image.id).cloned().unwrap_or_default(), is_known })
         })
         .collect();

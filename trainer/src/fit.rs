@@ -74,15 +74,31 @@ impl Losses {
 /// A loss or the gradients are not finite.
 #[derive(Debug, thiserror::Error)]
 #[error(
-    "training diverged at iteration {iteration}: classification loss {}, box loss {}, distillation {:?}, gradient norm {}; the last \
-     good checkpoint is {}. Set a lower `lr` or `clip` or a longer `warmup` in {} and use --resume",
-    losses.cls, losses.bbox, losses.distill, losses.norm, dir.checkpoint().display(), dir.config().display()
+    "training diverged at iteration {iteration}: classification loss {}, box loss {}, distillation {:?}, gradient norm {}; {}",
+    losses.cls, losses.bbox, losses.distill, losses.norm, self.remedy()
 )]
 pub(crate) struct Diverged {
     /// The first such step.
     pub(crate) iteration: usize,
     losses: Losses,
     dir: RunDir,
+    /// Whether there is a checkpoint from which steps were sound.
+    can_resume: bool,
+}
+
+impl Diverged {
+    fn remedy(&self) -> String {
+        let (checkpoint, config) = (self.dir.checkpoint(), self.dir.config());
+        if self.can_resume {
+            format!(
+                "the last good checkpoint is {}. Set a lower `lr` or `clip` or a longer `warmup` in {} and use --resume",
+                checkpoint.display(),
+                config.display()
+            )
+        } else {
+            "there is no good checkpoint yet. Begin anew in another --out with a lower --lr, or check the data".to_owned()
+        }
+    }
 }
 
 /// How a run ended.
@@ -106,6 +122,8 @@ struct Run<'a> {
     val: Option<Folder>,
     /// Rank 0 reports and writes, the others have no log.
     log: Option<Log>,
+    /// Whether no step was made yet from the newest checkpoint.
+    is_unproven: bool,
 }
 
 /// Trains from scratch, from initial weights, or on from the checkpoint in `dir`.
@@ -121,7 +139,8 @@ pub(crate) fn fit(
     let mut first = 0;
     if resume {
         (first, run.best) = checkpoint::restore(&dir.checkpoint(), &mut run.model, &mut run.optimizer)?;
-        eprintln!("resuming at iteration {first} of {}", config.iterations);
+        run.is_unproven = true;
+        say!("resuming at iteration {first} of {}", config.iterations);
     }
     let end = until.unwrap_or(config.iterations).min(config.iterations);
     if end < first {
@@ -164,8 +183,10 @@ pub(crate) fn fit(
         };
         let losses = run.step(batch, iteration, &recipe.anchors, peers)?;
         if !losses.is_finite() {
-            return Err(Diverged { iteration, losses, dir: dir.clone() }.into());
+            let can_resume = run.judge_checkpoint(false)?;
+            return Err(Diverged { iteration, losses, dir: dir.clone(), can_resume }.into());
         }
+        run.judge_checkpoint(true)?;
         let done = iteration + 1;
         progress.add(losses);
         if done % 20 == 0 || done == end {
@@ -208,7 +229,7 @@ impl<'a> Run<'a> {
             crate::qat::start(&mut model, spec, run, &Folder::open(&config.data)?, config.seed)?;
         } else if with_init && let Some(path) = &config.init {
             let loaded = model.load_matching(&weights::read_initial(path)?).with_context(|| path.display().to_string())?;
-            eprintln!(
+            say!(
                 "{}: {} arrays taken; {} of the network are not in it and {} have another shape there: these start at random",
                 path.display(),
                 loaded.set,
@@ -222,14 +243,44 @@ impl<'a> Run<'a> {
             teacher.add_adapters(&mut model, config.seed);
         }
         let optimizer = Optimizer::new(&model, config.rule);
-        Ok(Self { config, dir, kind: resources.kind, model, optimizer, teacher, best: None, val: None, log: None })
+        Ok(Self {
+            config,
+            dir,
+            kind: resources.kind,
+            model,
+            optimizer,
+            teacher,
+            best: None,
+            val: None,
+            log: None,
+            is_unproven: false,
+        })
     }
 
     /// Writes a checkpoint.
     fn save(&mut self, iteration: usize) -> Result<()> {
         let Some(log) = &self.log else { return Ok(()) };
         log.plot_or_warn(&self.dir.plot());
+        self.is_unproven = true;
         checkpoint::save(self.dir, &mut self.model, &mut self.optimizer, iteration, self.best)
+    }
+
+    /// After a step: if it was the first one from the newest checkpoint, that one is good or not. Gives whether a good one is there.
+    fn judge_checkpoint(&mut self, is_sound: bool) -> Result<bool> {
+        if self.log.is_none() {
+            return Ok(self.dir.checkpoint().exists());
+        }
+        match (std::mem::take(&mut self.is_unproven), is_sound) {
+            (true, true) => checkpoint::approve(self.dir),
+            (true, false) if !checkpoint::reject(self.dir)? => return Ok(false),
+            (true, false) => {
+                // The averaged weights beside it came from the other.
+                let (iteration, _) = checkpoint::restore(&self.dir.checkpoint(), &mut self.model, &mut self.optimizer)?;
+                checkpoint::save_average(&self.dir.weights(), &mut self.model, &mut self.optimizer, iteration)?;
+            }
+            (false, _) => {}
+        }
+        Ok(self.dir.checkpoint().exists())
     }
 
     /// Evaluates the averaged weights, if there is validation data, and keeps them if they are the best so far.
@@ -239,7 +290,7 @@ impl<'a> Run<'a> {
         let measured = evaluate(&self.model, &self.config.model, folder, None);
         self.optimizer.swap_average(&mut self.model);
         let measured = measured?;
-        eprintln!("iteration {done}: {}", summary(&measured));
+        say!("iteration {done}: {}", summary(&measured));
         log.append_eval(done, &measured)?;
         let ap = measured.ap.unwrap_or(0.0) as f32;
         if self.best.is_none_or(|best| ap > best.ap) {

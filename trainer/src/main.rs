@@ -13,6 +13,14 @@
 #![cfg_attr(not(feature = "train"), allow(dead_code, reason = "what only training uses is tested without libtorch too"))]
 #![allow(clippy::print_stdout, reason = "a command line program: results go to stdout")]
 
+/// Prints a line to stderr. A terminal that is gone is no reason to lose a run.
+macro_rules! say {
+    ($($argument:tt)*) => {{
+        use std::io::Write as _;
+        let _ = writeln!(std::io::stderr(), $($argument)*);
+    }};
+}
+
 mod anchor_fit;
 mod augment;
 #[cfg(feature = "train")]
@@ -77,7 +85,7 @@ fn main() -> ExitCode {
     match cli.command.run() {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
-            eprintln!("error: {error:#}");
+            say!("error: {error:#}");
             ExitCode::from(exit_code(&error))
         }
     }

@@ -19,7 +19,7 @@ const SILENCE: Duration = Duration::from_secs(3600);
 /// A process that does not take part any more.
 #[derive(Debug, thiserror::Error)]
 #[error(
-    "lost rank {rank} of {world} ({source}): its own output says why. The last checkpoint is good: start all processes \
+    "lost rank {rank} of {world} ({source}): its own output says why. Where a checkpoint was written, start all processes \
      again with --resume"
 )]
 struct Lost {

@@ -100,7 +100,7 @@ impl<'a> Progress<'a> {
         }
         if self.is_shown && self.bar.is_hidden() && done.is_multiple_of(100) {
             let minutes = (left / 60.0).ceil() as usize;
-            eprintln!("{done}/{} {text}, {} h {:02} min left", self.config.iterations, minutes / 60, minutes % 60);
+            say!("{done}/{} {text}, {} h {:02} min left", self.config.iterations, minutes / 60, minutes % 60);
         }
         self.bar.set_message(text);
         (self.n, self.sum, self.spent, self.waited) = (0, Losses::default(), Duration::ZERO, Duration::ZERO);

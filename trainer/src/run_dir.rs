@@ -51,6 +51,11 @@ impl RunDir {
         self.0.join("checkpoint.safetensors")
     }
 
+    /// The checkpoint before, until a step from the newest one has shown that that one is good.
+    pub(crate) fn checkpoint_before(&self) -> PathBuf {
+        self.0.join("checkpoint.before.safetensors")
+    }
+
     /// Averaged weights: what is evaluated and exported.
     pub(crate) fn weights(&self) -> PathBuf {
         self.0.join("weights.safetensors")
@@ -59,6 +64,15 @@ impl RunDir {
     /// Averaged weights of the best evaluation.
     pub(crate) fn best(&self) -> PathBuf {
         self.0.join("best.safetensors")
+    }
+
+    /// Refuses to write weights into the folder of a run, which has its own.
+    pub(crate) fn refuse_run(&self) -> Result<()> {
+        if self.config().exists() || self.checkpoint().exists() {
+            let dir = self.0.display();
+            return Err(Request(format!("{dir} is the folder of a training run; choose another --out")).into());
+        }
+        Ok(())
     }
 
     /// Losses over the iterations.
@@ -123,9 +137,12 @@ impl Origin {
             .into());
         }
         if (&old.version, &old.revision) != (&self.version, &self.revision) {
-            eprintln!(
+            say!(
                 "warning: this run began with version {} ({}), this is {} ({}): it may go on differently",
-                old.version, old.revision, self.version, self.revision
+                old.version,
+                old.revision,
+                self.version,
+                self.revision
             );
         }
         Ok(())

@@ -498,7 +498,26 @@ fn divergence_names_the_step_and_keeps_the_last_checkpoint() {
     let output = program().args(["fit", "--resume", "--threads", "1", "--device", "cpu", "--out"]).arg(&run).output().unwrap();
     assert_eq!(output.status.code(), Some(3), "{}", stderr(&output));
     assert!(stderr(&output).contains("training diverged at iteration"), "{}", stderr(&output));
+    assert!(stderr(&output).contains("the last good checkpoint is"), "{}", stderr(&output));
     assert!(before == std::fs::read(run.join("checkpoint.safetensors")).unwrap(), "the last good checkpoint was overwritten");
+    // The ruinous step is one that ends at a checkpoint: only the next one shows it.
+    let settings =
+        std::fs::read_to_string(run.join("fit.toml")).unwrap().replace("checkpoint_every = 5\n", "checkpoint_every = 1\n");
+    assert!(settings.contains("checkpoint_every = 1\n"), "{settings}");
+    std::fs::write(run.join("fit.toml"), settings).unwrap();
+    let averaged = std::fs::read(run.join("weights.safetensors")).unwrap();
+    let output = program().args(["fit", "--resume", "--threads", "1", "--device", "cpu", "--out"]).arg(&run).output().unwrap();
+    assert_eq!(output.status.code(), Some(3), "{}", stderr(&output));
+    for (name, kept) in [("checkpoint.safetensors", before), ("weights.safetensors", averaged)] {
+        assert!(kept == std::fs::read(run.join(name)).unwrap(), "{name} is not that of the last good checkpoint");
+    }
+    assert!(!run.join("checkpoint.before.safetensors").exists());
+    // Nothing good was written yet.
+    let fresh = dir.path().join("fresh");
+    let ruinous = ["--iterations", "400", "--lr", "1e38", "--checkpoint-every", "1"];
+    let output = small_fit(&data, &fresh).args(ruinous).output().unwrap();
+    assert_eq!(output.status.code(), Some(3), "{}", stderr(&output));
+    assert!(stderr(&output).contains("no good checkpoint yet"), "{}", stderr(&output));
 }
 
 #[test]

@@ -7,6 +7,7 @@
 use super::Request;
 use super::fit::{Machine, Settings, stop_on_interrupt};
 use crate::config::FitConfig;
+use crate::curve::last_speed;
 use crate::data::{self, Folder};
 use crate::evaluate::evaluate;
 use crate::figure;
@@ -189,7 +190,7 @@ impl Args {
                     let config = FitConfig { seed, val: None, ..table.config(variant, &base)? };
                     let dir = RunDir(folder(&self.out, variant, seed));
                     if !runner.finish(config, &dir, table.details)? {
-                        eprintln!("stopped; the same command goes on with {}", dir.0.display());
+                        say!("stopped; the same command goes on with {}", dir.0.display());
                         return self.write(&tables);
                     }
                     self.write(&tables)?;
@@ -245,7 +246,7 @@ impl Runner {
             }
         }
         self.load(&config)?;
-        eprintln!("{}", dir.0.display());
+        say!("{}", dir.0.display());
         std::fs::create_dir_all(&dir.0).with_context(|| format!("cannot make the folder {}", dir.0.display()))?;
         if before.is_none() {
             if let Some(minutes) = self.minutes {
@@ -260,7 +261,7 @@ impl Runner {
             Ok(Outcome::Done) => self.measure(&config, dir, details)?,
             Err(error) => match error.downcast_ref::<Diverged>() {
                 Some(diverged) => {
-                    eprintln!("{error}");
+                    say!("{error}");
                     Finished { diverged: Some(diverged.iteration), iterations: config.iterations, ..Finished::default() }
                 }
                 None => return Err(error),
@@ -290,13 +291,17 @@ impl Runner {
     fn iterations_in(&self, minutes: f64, config: &FitConfig, dir: &RunDir) -> Result<usize> {
         let trial = RunDir(dir.0.join("trial"));
         std::fs::create_dir_all(&trial.0)?;
-        let until = Some(20.min(config.iterations));
-        let control = Control { resume: false, other_data: false, until, stop: &self.stop };
-        fit(config, &trial, control, &self.resources, &mut Peers::alone())?;
-        let curve = std::fs::read_to_string(trial.curve())?;
+        let steps = 20.min(config.iterations);
+        let control = Control { resume: false, other_data: false, until: Some(steps), stop: &self.stop };
+        let timed = fit(config, &trial, control, &self.resources, &mut Peers::alone());
+        if timed.as_ref().is_err_and(|error| error.is::<Diverged>()) {
+            // The run itself will, too, and be a line of the table.
+            std::fs::remove_dir_all(&trial.0)?;
+            return Ok(steps);
+        }
+        timed?;
+        let rate = last_speed(&trial.curve())?;
         std::fs::remove_dir_all(&trial.0)?;
-        let rate = curve.lines().last().and_then(|line| line.split(',').nth(5)?.parse().ok());
-        let rate: f64 = rate.context("the curve of the trial has no speed")?;
         Ok(((minutes * 60.0 * rate / config.batch as f64) as usize).max(1))
     }
 

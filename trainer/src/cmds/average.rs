@@ -41,13 +41,14 @@ impl Args {
         }
         let averaged = mean(&all).map_err(|name| Request(format!("`{name}` is not of the same size in all of them")))?;
         let out = RunDir(self.out);
+        out.refuse_run()?;
         std::fs::create_dir_all(&out.0).with_context(|| format!("cannot make the folder {}", out.0.display()))?;
         if let Some(spec) = network {
             spec.write(&out.model())?;
         }
         let names: Vec<String> = self.runs.iter().map(|run| run.display().to_string()).collect();
         weights::write(&out.weights(), &averaged, HashMap::from([("average_of".to_owned(), names.join(" "))]))?;
-        eprintln!("wrote the mean of {} to {}", all.len(), out.weights().display());
+        say!("wrote the mean of {} to {}", all.len(), out.weights().display());
         Ok(())
     }
 }

@@ -47,7 +47,7 @@ impl Args {
                 let limits = Limits { mean: 0.5, class: 1.0 };
                 println!("{}", Comparison::new(&float, &int8.evaluator, limits).table());
             } else {
-                eprintln!("{}: no weights.safetensors with a model.toml: float is not measured", dir.display());
+                say!("{}: no weights.safetensors with a model.toml: float is not measured", dir.display());
             }
             let report = int8.evaluator.summarize();
             println!(

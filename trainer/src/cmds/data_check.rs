@@ -3,14 +3,16 @@
 use crate::anchor_fit::{self, GOOD_IOU, best_iou};
 use crate::data::{Folder, progress};
 use crate::duplicates;
+use crate::run_dir::RunDir;
 use crate::spec::ModelSpec;
 use anyhow::{Result, bail};
 use fovea::eval::CocoImage;
 use fovea::frame::Letterbox;
 use fovea::images;
+use fovea::retinanet::AnchorConfig;
 use rayon::prelude::*;
 use std::collections::{BTreeMap, BTreeSet};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 /// Boxes of a class below which it is not learned well, whatever the network.
 const FEW_BOXES: usize = 100;
@@ -29,12 +31,22 @@ pub(crate) struct Args {
     /// A data set; give it again for its other splits.
     #[arg(long, required = true)]
     data: Vec<PathBuf>,
-    /// Input width that the anchors are checked for.
-    #[arg(long, default_value_t = 416)]
-    width: usize,
-    /// Input height that the anchors are checked for.
-    #[arg(long, default_value_t = 256)]
-    height: usize,
+    /// The network whose anchors and input size are checked: what `fit --init` begins with, beside a model.toml. Without it,
+    /// the anchors of the edge preset at 416x256.
+    #[arg(long)]
+    init: Option<PathBuf>,
+    /// Input width that the anchors are checked for, instead of the network's.
+    #[arg(long)]
+    width: Option<usize>,
+    /// Input height that the anchors are checked for, instead of the network's.
+    #[arg(long)]
+    height: Option<usize>,
+}
+
+/// What boxes are held against.
+struct Network {
+    anchors: AnchorConfig,
+    size: (usize, usize),
 }
 
 /// What is known of one class.
@@ -61,6 +73,7 @@ struct Findings {
 impl Args {
     /// Checks.
     pub(crate) fn run(self) -> Result<()> {
+        let network = self.network()?;
         let mut findings = Findings::default();
         for (number, dir) in self.data.iter().enumerate() {
             let folder = Folder::open(dir)?;
@@ -68,12 +81,12 @@ impl Args {
                 println!("{}:", dir.display());
             }
             check_pictures(&folder, number, &mut findings);
-            self.check_boxes(&folder, &mut findings);
+            check_boxes(&folder, &network, &mut findings);
         }
         self.report_duplicates(&findings.hashes);
-        self.report_anchors(&findings.sizes);
+        report_anchors(&network, &findings.sizes);
         for fault in findings.faults.iter().take(MOST_LINES) {
-            eprintln!("error: {fault}");
+            say!("error: {fault}");
         }
         if !findings.faults.is_empty() {
             let names: Vec<String> = self.data.iter().map(|dir| dir.display().to_string()).collect();
@@ -82,74 +95,16 @@ impl Args {
         Ok(())
     }
 
-    fn check_boxes(&self, folder: &Folder, findings: &mut Findings) {
-        let coco = &folder.coco;
-        let image_of: BTreeMap<u64, &CocoImage> = coco.images.iter().map(|image| (image.id, image)).collect();
-        let mut counts: BTreeMap<u32, ClassCount> = coco.categories.iter().map(|c| (c.id, ClassCount::default())).collect();
-        for image in &coco.images {
-            for (id, count) in &mut counts {
-                count.pictures_complete += usize::from(image.is_exhaustive(*id));
-            }
+    /// The network of `--init`, or that of the edge preset.
+    fn network(&self) -> Result<Network> {
+        let mut network = Network { anchors: ModelSpec::edge_anchors(), size: (416, 256) };
+        if let Some(init) = &self.init {
+            let folder = if init.is_dir() { init.clone() } else { init.parent().unwrap_or(Path::new("")).to_owned() };
+            let spec = RunDir(folder).spec()?;
+            network = Network { anchors: spec.anchors, size: (spec.width, spec.height) };
         }
-        let anchors = anchor_fit::sizes(&ModelSpec::edge_anchors());
-        let mut by_size = [0_usize; 3];
-        for annotation in &coco.annotations {
-            let Some(image) = image_of.get(&annotation.image_id) else { continue };
-            let [x, y, w, h] = annotation.bbox;
-            let (right, bottom) = (f64::from(image.width), f64::from(image.height));
-            let fault =
-                |what: &str| format!("{}: box {:?} (annotation {}) {what}", image.file_name, annotation.bbox, annotation.id);
-            if !(w > 0.0 && h > 0.0) {
-                findings.faults.push(fault("is empty"));
-                continue;
-            }
-            if x < -1.0 || y < -1.0 || x + w > right + 1.0 || y + h > bottom + 1.0 {
-                findings.faults.push(fault("leaves the picture"));
-            }
-            let Some(count) = counts.get_mut(&annotation.category_id) else { continue };
-            count.pictures.insert(annotation.image_id);
-            count.boxes += 1;
-            count.crowds += usize::from(annotation.iscrowd != 0);
-            count.scored += usize::from(annotation.score.is_some());
-            let area = w * h;
-            by_size[if area < 32.0 * 32.0 { 0 } else { usize::from(area >= 96.0 * 96.0) + 1 }] += 1;
-            let letterbox = Letterbox::new((image.width as usize, image.height as usize), (self.width, self.height));
-            let (sx, sy) = letterbox.frame_per_net();
-            let size = (w as f32 / sx, h as f32 / sy);
-            count.unmatched += usize::from(best_iou(&anchors, size) < GOOD_IOU);
-            if annotation.iscrowd == 0 {
-                findings.sizes.push(size);
-            }
-        }
-        let [small, medium, large] = by_size;
-        println!(
-            "{} pictures, {} boxes: {small} small, {medium} medium, {large} large",
-            coco.images.len(),
-            coco.annotations.len()
-        );
-        println!(
-            "{:<16} {:>8} {:>8} {:>8} {:>8} {:>12} {:>22}",
-            "class", "pictures", "boxes", "crowds", "scored", "complete in", "no anchor at IoU 0.5"
-        );
-        for category in &coco.categories {
-            let count = &counts[&category.id];
-            let share = 100.0 * count.unmatched as f64 / count.boxes.max(1) as f64;
-            println!(
-                "{:<16} {:>8} {:>8} {:>8} {:>8} {:>12} {share:>21.1}%",
-                category.name,
-                count.pictures.len(),
-                count.boxes,
-                count.crowds,
-                count.scored,
-                count.pictures_complete
-            );
-        }
-        for category in &coco.categories {
-            let n = counts[&category.id].boxes;
-            if n < FEW_BOXES {
-                eprintln!("warning: {}: {n} boxes of {}; a class is learned from hundreds", folder.dir.display(), category.name);
-            }
-        }
+        network.size = (self.width.unwrap_or(network.size.0), self.height.unwrap_or(network.size.1));
+        Ok(network)
     }
 
     fn report_duplicates(&self, hashes: &[(u128, usize, String)]) {
@@ -158,40 +113,105 @@ impl Args {
         let name = |idx: usize| format!("{}/{}", self.data[hashes[idx].1].display(), hashes[idx].2);
         for (pairs, what) in [(within, "within a data set"), (across, "in two data sets")] {
             for &(a, b) in pairs.iter().take(MOST_LINES / 5) {
-                eprintln!("warning: look the same: {} and {}", name(a), name(b));
+                say!("warning: look the same: {} and {}", name(a), name(b));
             }
             if !pairs.is_empty() {
-                eprintln!("warning: {} pairs of pictures look the same {what}", pairs.len());
+                say!("warning: {} pairs of pictures look the same {what}", pairs.len());
             }
         }
     }
+}
 
-    fn report_anchors(&self, sizes: &[(f32, f32)]) {
-        if sizes.is_empty() {
-            return;
+fn check_boxes(folder: &Folder, network: &Network, findings: &mut Findings) {
+    let coco = &folder.coco;
+    let image_of: BTreeMap<u64, &CocoImage> = coco.images.iter().map(|image| (image.id, image)).collect();
+    let mut counts: BTreeMap<u32, ClassCount> = coco.categories.iter().map(|c| (c.id, ClassCount::default())).collect();
+    for image in &coco.images {
+        for (id, count) in &mut counts {
+            count.pictures_complete += usize::from(image.is_exhaustive(*id));
         }
-        let given = ModelSpec::edge_anchors();
-        let before = anchor_fit::fit(&given, sizes);
-        let (proposed, after) = anchor_fit::propose(&given, sizes);
-        let percent = |share: f32| 100.0 * share;
+    }
+    let anchors = anchor_fit::sizes(&network.anchors);
+    let mut by_size = [0_usize; 3];
+    for annotation in &coco.annotations {
+        let Some(image) = image_of.get(&annotation.image_id) else { continue };
+        let [x, y, w, h] = annotation.bbox;
+        let (right, bottom) = (f64::from(image.width), f64::from(image.height));
+        let fault = |what: &str| format!("{}: box {:?} (annotation {}) {what}", image.file_name, annotation.bbox, annotation.id);
+        if !(w > 0.0 && h > 0.0) {
+            findings.faults.push(fault("is empty"));
+            continue;
+        }
+        if x < -1.0 || y < -1.0 || x + w > right + 1.0 || y + h > bottom + 1.0 {
+            findings.faults.push(fault("leaves the picture"));
+        }
+        let Some(count) = counts.get_mut(&annotation.category_id) else { continue };
+        count.pictures.insert(annotation.image_id);
+        count.boxes += 1;
+        count.crowds += usize::from(annotation.iscrowd != 0);
+        count.scored += usize::from(annotation.score.is_some());
+        let area = w * h;
+        by_size[if area < 32.0 * 32.0 { 0 } else { usize::from(area >= 96.0 * 96.0) + 1 }] += 1;
+        let letterbox = Letterbox::new((image.width as usize, image.height as usize), network.size);
+        let (sx, sy) = letterbox.frame_per_net();
+        let size = (w as f32 / sx, h as f32 / sy);
+        count.unmatched += usize::from(best_iou(&anchors, size) < GOOD_IOU);
+        if annotation.iscrowd == 0 {
+            findings.sizes.push(size);
+        }
+    }
+    let [small, medium, large] = by_size;
+    println!("{} pictures, {} boxes: {small} small, {medium} medium, {large} large", coco.images.len(), coco.annotations.len());
+    println!(
+        "{:<16} {:>8} {:>8} {:>8} {:>8} {:>12} {:>22}",
+        "class", "pictures", "boxes", "crowds", "scored", "complete in", "no anchor at IoU 0.5"
+    );
+    for category in &coco.categories {
+        let count = &counts[&category.id];
+        let share = 100.0 * count.unmatched as f64 / count.boxes.max(1) as f64;
         println!(
-            "anchors at {}x{}: {:.1}% of the boxes have none at IoU 0.5, best IoU {:.3} on average",
-            self.width,
-            self.height,
-            percent(before.missed),
-            before.mean_iou
+            "{:<16} {:>8} {:>8} {:>8} {:>8} {:>12} {share:>21.1}%",
+            category.name,
+            count.pictures.len(),
+            count.boxes,
+            count.crowds,
+            count.scored,
+            count.pictures_complete
         );
-        // Less than a point is not worth another set of anchors.
-        if before.missed - after.missed >= 0.01 {
-            println!(
-                "better: {:.1}%, {:.3}, with these lines under [model.anchors] in a fit.toml (fit --config):\n  base_sizes = {:?}\n  \
-                 aspect_ratios = {:?}",
-                percent(after.missed),
-                after.mean_iou,
-                proposed.base_sizes,
-                proposed.aspect_ratios
-            );
+    }
+    for category in &coco.categories {
+        let n = counts[&category.id].boxes;
+        if n < FEW_BOXES {
+            say!("warning: {}: {n} boxes of {}; a class is learned from hundreds", folder.dir.display(), category.name);
         }
+    }
+}
+
+fn report_anchors(network: &Network, sizes: &[(f32, f32)]) {
+    if sizes.is_empty() {
+        return;
+    }
+    let given = &network.anchors;
+    let before = anchor_fit::fit(given, sizes);
+    let (proposed, after) = anchor_fit::propose(given, sizes);
+    let percent = |share: f32| 100.0 * share;
+    println!(
+        "anchors at {}x{}: {:.1}% of the boxes have none at IoU 0.5, best IoU {:.3} on average",
+        network.size.0,
+        network.size.1,
+        percent(before.missed),
+        before.mean_iou
+    );
+    // Less than a point is not worth another set of anchors.
+    if before.missed - after.missed >= 0.01 {
+        println!(
+            "better: {:.1}%, {:.3}, with these lines under [model.anchors] in a fit.toml (fit --config):\n  base_sizes = {:?}\n  \
+             aspect_ratios = {:?}",
+            percent(after.missed),
+            after.mean_iou,
+            proposed.base_sizes,
+            proposed.aspect_ratios
+        );
     }
 }
 

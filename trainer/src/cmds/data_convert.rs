@@ -57,7 +57,7 @@ impl Args {
         }
         self.to.write(&self.out, &folder.coco)?;
         for lost in self.to.losses(&folder.coco) {
-            eprintln!("warning: {:?} cannot say {lost}", self.to);
+            say!("warning: {:?} cannot say {lost}", self.to);
         }
         println!("{}: {} pictures, {} boxes", self.out.display(), folder.coco.images.len(), folder.coco.annotations.len());
         Ok(())

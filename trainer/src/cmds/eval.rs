@@ -52,7 +52,7 @@ impl Args {
         let mut model = Model::new(&spec, 0.01, 0, device);
         model.load(&weights::read(&dir.weights())?.weights).with_context(|| dir.weights().display().to_string())?;
         let measured = evaluate(&model, &spec, &Folder::open(&self.data)?, self.limit)?;
-        eprintln!("{}", summary(&measured));
+        say!("{}", summary(&measured));
         if let Some(path) = &self.json {
             let text = serde_json::to_string_pretty(&measured)?;
             if path.as_os_str() == "-" {

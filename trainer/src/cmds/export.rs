@@ -41,7 +41,7 @@ impl Args {
             .context("the exported network does not load")?;
         let worst = compare(&spec, &weights, &mut network)?;
         if let Some(worst) = worst {
-            eprintln!("largest difference between libtorch and the exported network on one input: {worst:.2e}");
+            say!("largest difference between libtorch and the exported network on one input: {worst:.2e}");
             anyhow::ensure!(
                 worst < 1e-4,
                 "the exported network gives other values than libtorch: by up to {worst} of the largest"
@@ -53,7 +53,7 @@ impl Args {
         write_atomic(&self.out.join("model.onnx"), &bytes)?;
         write_atomic(&self.out.join("manifest.toml"), manifest.to_toml().as_bytes())?;
         write_atomic(&self.out.join("labels.txt"), crate::package::labels(&spec).as_bytes())?;
-        eprintln!("wrote {}", self.out.display());
+        say!("wrote {}", self.out.display());
         Ok(())
     }
 }

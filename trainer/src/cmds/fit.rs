@@ -12,6 +12,7 @@ use crate::run_dir::RunDir;
 use crate::spec::{Backbone, ModelSpec, Norm, Pixels, Pyramid, STRIDES};
 use crate::weights;
 use anyhow::{Context, Result};
+use fovea::pipeline::interrupt::on_interrupt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -222,9 +223,9 @@ impl Args {
         let control = Control { resume: self.resume, other_data: self.other_data, until: self.until, stop: &stop };
         match fit(&config, &dir, control, &resources, &mut peers)? {
             _ if peers.rank > 0 => {}
-            Outcome::Done => eprintln!("done: {}", dir.weights().display()),
+            Outcome::Done => say!("done: {}", dir.weights().display()),
             Outcome::Stopped(at) => {
-                eprintln!("stopped before iteration {at}; go on with: fovea-train fit --resume --out {}", dir.0.display());
+                say!("stopped before iteration {at}; go on with: fovea-train fit --resume --out {}", dir.0.display());
             }
         }
         Ok(())
@@ -275,11 +276,11 @@ impl Machine {
 pub(crate) fn stop_on_interrupt() -> Result<Arc<AtomicBool>> {
     let stop = Arc::new(AtomicBool::new(false));
     let flag = Arc::clone(&stop);
-    ctrlc::set_handler(move || {
+    on_interrupt(move || {
         if flag.swap(true, Ordering::Relaxed) {
             std::process::exit(130);
         }
-        eprintln!("stopping after this step; again to stop at once");
+        say!("stopping after this step; again to stop at once");
     })?;
     Ok(stop)
 }

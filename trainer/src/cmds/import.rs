@@ -60,24 +60,25 @@ impl Args {
             (true, true) => {
                 weights::write(&self.out, weights, texts)?;
                 sidecar(self.out.clone())?;
-                eprintln!("use it with: fovea-train fit --backbone {} --init {}", spec.backbone.label(), self.out.display());
+                say!("use it with: fovea-train fit --backbone {} --init {}", spec.backbone.label(), self.out.display());
             }
             (false, false) => {
-                std::fs::create_dir_all(&self.out).with_context(|| format!("cannot make the folder {}", self.out.display()))?;
                 let dir = RunDir(self.out.clone());
+                dir.refuse_run()?;
+                std::fs::create_dir_all(&self.out).with_context(|| format!("cannot make the folder {}", self.out.display()))?;
                 weights::write(&dir.weights(), weights, texts)?;
                 sidecar(dir.weights())?;
                 spec.write(&dir.model())?;
             }
         }
-        eprintln!(
+        say!(
             "{format}, {}: {} arrays in, {n_left_out} of other parts left out, wrote {}",
             spec.backbone.label(),
             weights.len(),
             self.out.display()
         );
         if !imported.remark.is_empty() {
-            eprintln!("{}", imported.remark);
+            say!("{}", imported.remark);
         }
         Ok(())
     }

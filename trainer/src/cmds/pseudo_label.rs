@@ -126,7 +126,7 @@ impl Args {
         let (journal, mut lines) = Journal::open(&self.out, &info)?;
         let missing: Vec<String> = names.iter().filter(|name| !lines.contains_key(*name)).cloned().collect();
         if !lines.is_empty() {
-            eprintln!("going on: {} of {} pictures are labelled", lines.len(), names.len());
+            say!("going on: {} of {} pictures are labelled", lines.len(), names.len());
         }
         self.find(&missing, &classes, &n_views, |line| {
             journal.append(&line)?;
@@ -329,10 +329,9 @@ impl Targets {
         for (line, number) in lines.iter().zip(1_u64..).filter(|(line, _)| line.error.is_none()) {
             let image = image_of.get(line.file.as_str());
             let image_id = image.map_or(number, |image| image.id);
-            if image.is_none() {
-                let (width, height) = line.size;
-                image_list.push(json!({"id": image_id, "file_name": line.file, "width": width, "height": height}));
-            }
+            // Those that were looked at: `fit --pseudo` takes no others for completed.
+            let (width, height) = line.size;
+            image_list.push(json!({"id": image_id, "file_name": line.file, "width": width, "height": height}));
             for &(class, score, [x1, y1, x2, y2]) in &line.found {
                 let (id, bbox) = (self.ids[class], BBox::new(x1, y1, x2, y2));
                 let is_known = image.is_some_and(|image| self.is_known(image, class));
@@ -349,13 +348,7 @@ impl Targets {
                 }
             }
         }
-        let mut file = json!({"info": info});
-        if self.own.is_none() {
-            file["images"] = image_list.into();
-        }
-        file["categories"] = categories.into();
-        file["annotations"] = annotations.into();
-        file
+        json!({"info": info, "images": image_list, "categories": categories, "annotations": annotations})
     }
 
     fn report(&self, lines: &[&Line]) {
@@ -375,10 +368,10 @@ impl Targets {
         }
         let broken: Vec<&String> = lines.iter().filter_map(|line| line.error.as_ref()).collect();
         for error in broken.iter().take(20) {
-            eprintln!("warning: {error}");
+            say!("warning: {error}");
         }
         if !broken.is_empty() {
-            eprintln!("warning: {} pictures have no labels, as they cannot be read", broken.len());
+            say!("warning: {} pictures have no labels, as they cannot be read", broken.len());
         }
     }
 }
@@ -435,7 +428,7 @@ mod tests {
             .collect();
         assert_eq!(got, [(7, 9), (7, 10), (8, 10)]);
         assert_eq!(labels["annotations"][1]["score"], 0.25);
-        assert!(labels.get("images").is_none());
+        assert_eq!(labels["images"][1]["file_name"], "b.png");
         // No teacher knows trams: they are not completed.
         let named: Vec<&str> = labels["categories"].as_array().unwrap().iter().map(|c| c["name"].as_str().unwrap()).collect();
         assert_eq!(named, ["bus", "car", "dog"]);

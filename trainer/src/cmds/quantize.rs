@@ -104,6 +104,7 @@ impl Args {
         };
         Folder::open(&self.val)?;
         let dir = RunDir(self.run.clone());
+        let card = card + &teachers_of(&dir);
         let spec = ModelSpec::read(&dir.model())?;
         let graph = Graph::new(&spec);
         let weights = weights::read(&dir.weights())?.weights;
@@ -137,7 +138,7 @@ impl Args {
             );
         };
         match comparison.refusal() {
-            Some(lost) if self.accept_loss => eprintln!("accepted: int8 loses more AP points than it may: {lost}"),
+            Some(lost) if self.accept_loss => say!("accepted: int8 loses more AP points than it may: {lost}"),
             Some(lost) => bail!(
                 "int8 loses more AP points against float than it may: {lost}. Try other ranges (--calibration, --pictures), --equalize, \
                  --correct-biases, or train with quantisation (fit --qat); --sensitivity shows which layers cost most; --accept-loss \
@@ -163,7 +164,7 @@ impl Args {
         let card = self.model_card(&name, &spec, &int8, (int8_measured.evaluator.summarize().images, &table), &card, &how);
         write_atomic(&int8_dir.join("README.md"), card.as_bytes())?;
         work.move_files(&int8_dir, &self.out)?;
-        eprintln!("wrote {}: {} bytes, int8 loses {loss:.2} AP points", self.out.display(), int8.len());
+        say!("wrote {}: {} bytes, int8 loses {loss:.2} AP points", self.out.display(), int8.len());
         Ok(())
     }
 
@@ -173,7 +174,7 @@ impl Args {
         let mut observed = observe_all(graph, spec, &folded, pictures)?;
         if self.equalize {
             let n = equalize(graph, &mut folded, &observed);
-            eprintln!("equalised {n} pairs of convolutions");
+            say!("equalised {n} pairs of convolutions");
             observed = observe_all(graph, spec, &folded, pictures)?;
         }
         let few = &pictures[..pictures.len().min(self.probe_pictures as usize)];
@@ -187,7 +188,7 @@ impl Args {
                 bar.finish_and_clear();
                 let count = |method| chosen.iter().filter(|choice| choice.1 == method).count();
                 let counts = Method::ALL.map(|method| format!("{} {method:?}", count(method)));
-                eprintln!("ranges: {}", counts.join(", ").to_lowercase());
+                say!("ranges: {}", counts.join(", ").to_lowercase());
                 let chosen: HashMap<_, _> = chosen.into_iter().collect();
                 observed.activations(|root| chosen.get(&root).copied().unwrap_or(Method::Mse))?
             }
@@ -205,7 +206,7 @@ impl Args {
         let biases = folded.into_iter().map(|(name, conv)| (name, conv.bias)).collect();
         let quantization = Quantization { activations, convs, biases };
         let noise = probe.of_network(&onnx::encode(&quantized_model(graph, spec, &quantization)))?;
-        eprintln!("noise of the whole at the heads: {} dB", decibels(noise));
+        say!("noise of the whole at the heads: {} dB", decibels(noise));
         Ok(quantization)
     }
 
@@ -259,6 +260,24 @@ impl Args {
     }
 }
 
+/// For the card: the models whose labels completed those of the pictures, where `pseudo-label` made them.
+fn teachers_of(dir: &RunDir) -> String {
+    let settings: toml::Table = std::fs::read_to_string(dir.config()).ok().and_then(|text| text.parse().ok()).unwrap_or_default();
+    let scored = settings.get("pseudo").and_then(toml::Value::as_str).and_then(|path| std::fs::read_to_string(path).ok());
+    let scored: serde_json::Value = scored.and_then(|text| serde_json::from_str(&text).ok()).unwrap_or_default();
+    let name = |teacher: &serde_json::Value| {
+        Some(format!("{} (SHA-256 `{:.12}`)", teacher["name"].as_str()?, teacher["sha256"].as_str()?))
+    };
+    let names: Vec<String> = scored["info"]["teachers"].as_array().into_iter().flatten().filter_map(name).collect();
+    if names.is_empty() {
+        return String::new();
+    }
+    format!(
+        "\nClasses that the pictures' own labels leave out were completed by scored boxes of {} (`pseudo-label`).\n",
+        names.join(", ")
+    )
+}
+
 /// The network that int8 is held against: the run's own, or the float run that training with quantisation started from.
 fn float_network(dir: &RunDir, spec: &ModelSpec, folded: &Folded) -> Result<(ModelSpec, Vec<u8>)> {
     let encode = |spec: &ModelSpec, folded: &Folded| onnx::encode(&float_model(&Graph::new(spec), spec, folded, &[]));
@@ -269,7 +288,7 @@ fn float_network(dir: &RunDir, spec: &ModelSpec, folded: &Folded) -> Result<(Mod
     let start = RunDir(start.into());
     let float_spec = ModelSpec { width: spec.width, height: spec.height, ..ModelSpec::read(&start.model())? };
     let folded = fold(&Graph::new(&float_spec), &weights::read(&start.weights())?.weights)?;
-    eprintln!("float is {}", start.0.display());
+    say!("float is {}", start.0.display());
     let network = encode(&float_spec, &folded);
     Ok((float_spec, network))
 }

@@ -6,10 +6,10 @@
 
 use super::Request;
 use crate::config::FitConfig;
+use crate::curve::last_speed;
 use crate::package::write_atomic;
 use crate::run_dir::RunDir;
 use anyhow::{Context, Result, anyhow, bail};
-use fovea::pipeline::clock::Stopwatch;
 use rand::{RngExt, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 use serde::{Deserialize, Serialize};
@@ -164,14 +164,14 @@ impl Args {
                     continue;
                 }
                 let trial = state.trials[idx].clone();
-                eprintln!("round {} of {}, trial {n_measured} of {n_trials}: {}", round + 1, plan.len(), trial.name);
+                say!("round {} of {}, trial {n_measured} of {n_trials}: {}", round + 1, plan.len(), trial.name);
                 if trial.steps < steps {
                     let is_whole = self.train(&trial, steps)?;
                     state.trials[idx].steps = steps;
                     state.trials[idx].diverged = (!is_whole).then_some(round);
                     self.write(&state)?;
                     if !is_whole {
-                        eprintln!("trial {} diverged: it is left out", trial.name);
+                        say!("trial {} diverged: it is left out", trial.name);
                         n_measured -= 1;
                         continue;
                     }
@@ -210,19 +210,25 @@ impl Args {
             }
             return Ok(state);
         }
+        if !self.fit.iter().any(|word| ["--val", "--config"].contains(&word.split('=').next().unwrap_or_default())) {
+            return Err(Request("tune needs --val behind --: trials are compared on it".into()).into());
+        }
         // A short run writes the settings that `fit` makes of its options, and shows how long a step takes.
         let probe = RunDir(self.out.join("probe"));
         std::fs::remove_dir_all(&probe.0).ok();
         let until = |steps: usize| ["--until".to_owned(), steps.to_string()];
         run(["fit".to_owned(), "--out".to_owned(), text(&probe.0)].into_iter().chain(self.fit.clone()).chain(until(MEASURED)))?;
-        let mut watch = Stopwatch::start();
         let again = ["fit".to_owned(), "--resume".to_owned(), "--out".to_owned(), text(&probe.0)];
         run(again.into_iter().chain(self.machine(&MACHINE)).chain(until(3 * MEASURED)))?;
-        let seconds = watch.lap().as_secs_f64() / (2 * MEASURED) as f64;
         let mut base = FitConfig::read(&probe.config())?;
         if base.val.is_none() {
             return Err(Request("tune needs --val behind --: trials are compared on it".into()).into());
         }
+        // Larger inputs take longer.
+        let area = |config: &FitConfig| config.model.width as f64 * config.model.height as f64;
+        let trials = variants(&base, usize::from(self.trials), &self.sizes, self.seed);
+        let slower = trials.iter().map(area).sum::<f64>() / (trials.len() as f64 * area(&base));
+        let seconds = base.batch as f64 / last_speed(&probe.curve())? * slower;
         let iterations = match (self.minutes, self.iterations) {
             (Some(minutes), _) => {
                 let per_step = total_steps(&rounds(usize::from(self.trials), 1000)) as f64 / 1000.0;

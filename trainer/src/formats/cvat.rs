@@ -54,7 +54,7 @@ pub(super) fn read(dir: &Path) -> Result<Labelled> {
         }
     }
     if n_left_out > 0 {
-        eprintln!("{}: {n_left_out} lines, points, cuboids and skeletons are left out: they have no box", path.display());
+        say!("{}: {n_left_out} lines, points, cuboids and skeletons are left out: they have no box", path.display());
     }
     Ok(reader.finish(pictures, true))
 }

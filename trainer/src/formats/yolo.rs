@@ -152,8 +152,8 @@ pub(super) fn write(dir: &Path, coco: &CocoDataset) -> Result<()> {
         let (width, height) = (f64::from(image.width), f64::from(image.height));
         let mut text = String::new();
         for annotation in writer.boxes(image).iter().filter(|annotation| annotation.iscrowd == 0) {
+            let Some(class) = class_of(annotation.category_id) else { continue };
             let [x1, y1, x2, y2] = edges(annotation);
-            let class = class_of(annotation.category_id).unwrap_or_default();
             let (cx, cy) = ((x1 + x2) / 2.0 / width, (y1 + y2) / 2.0 / height);
             let _ = writeln!(text, "{class} {cx:.6} {cy:.6} {:.6} {:.6}", (x2 - x1) / width, (y2 - y1) / height);
         }

@@ -49,6 +49,7 @@ struct Record {
     dropped: Vec<DropCause>,
     end: Option<Result<(), SourceError>>,
     is_closed: bool,
+    reconnects: usize,
 }
 
 impl Record {
@@ -127,6 +128,11 @@ impl Inlet for Recorder {
         let lap = clock.0.lap();
         clock.1 += lap;
         clock.1
+    }
+
+    fn reconnected(&self) {
+        self.record.lock().unwrap().reconnects += 1;
+        self.changed.notify_all();
     }
 
     fn finish(&self, end: Result<(), SourceError>) {
@@ -692,21 +698,100 @@ fn a_server_that_never_answers_is_given_up() {
     });
 }
 
+/// A camera on the network of this machine: where it sends to, and a pipeline that receives it.
+fn network_camera() -> (u16, String) {
+    let port = std::net::UdpSocket::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
+    let caps = "application/x-rtp,media=video,clock-rate=90000,encoding-name=RAW,sampling=YCbCr-4:2:0,depth=(string)8,\
+                width=(string)64,height=(string)48,payload=96";
+    (port, format!("udpsrc port={port} caps=\"{caps}\" ! rtpvrawdepay"))
+}
+
+/// Sends a few frames from a thread of its own.
+fn send_frames(port: u16) -> std::thread::JoinHandle<()> {
+    use gstreamer::prelude::*;
+    gstreamer::init().unwrap();
+    let text = format!(
+        "videotestsrc is-live=true num-buffers=10 ! video/x-raw,format=I420,width=64,height=48,framerate=25/1 ! rtpvrawpay ! \
+         udpsink host=127.0.0.1 port={port}"
+    );
+    std::thread::spawn(move || {
+        let pipeline = gstreamer::parse::launch(&text).unwrap();
+        pipeline.set_state(gstreamer::State::Playing).unwrap();
+        let bus = pipeline.bus().unwrap();
+        bus.timed_pop_filtered(gstreamer::ClockTime::from_seconds(20), &[gstreamer::MessageType::Eos]).unwrap();
+        pipeline.set_state(gstreamer::State::Null).unwrap();
+    })
+}
+
+#[test]
+fn a_live_source_that_was_lost_goes_on() {
+    within_limit(|| {
+        let (port, text) = network_camera();
+        let mut spec = SourceSpec::new(SourceKind::Launch(text));
+        (spec.timeout, spec.reconnect) = (Duration::from_secs(1), Some(Duration::from_secs(30)));
+        let recorder = Recorder::new();
+        let mut source = open_source(&spec).unwrap();
+        let first = send_frames(port);
+        source.start(recorder.clone()).unwrap();
+        first.join().unwrap();
+        // Longer than it waits for the next frame.
+        std::thread::sleep(Duration::from_secs(4));
+        let before = recorder.record.lock().unwrap().frames.len();
+        // Between two tries nobody receives.
+        let is_back = || recorder.record.lock().unwrap().frames.len() > before + 5;
+        for _ in 0..60 {
+            if is_back() {
+                break;
+            }
+            send_frames(port).join().unwrap();
+        }
+        recorder.wait_until(|record| record.reconnects > 0 && record.frames.len() > before + 5);
+        source.stop();
+        let record = recorder.record.lock().unwrap();
+        assert!(before > 0 && record.is_balanced() && record.end.is_none(), "{record:?}");
+        let pts: Vec<_> = record.frames.iter().map(|frame| frame.stamps.pts.unwrap()).collect();
+        assert!(pts.is_sorted() && pts[before] > pts[before - 1] + Duration::from_secs(2), "{pts:?}");
+        assert!(record.frames.is_sorted_by_key(|frame| frame.stamps.id));
+    });
+}
+
+#[test]
+fn a_live_source_that_stays_lost_is_given_up() {
+    within_limit(|| {
+        let (port, text) = network_camera();
+        let mut spec = SourceSpec::new(SourceKind::Launch(text));
+        (spec.timeout, spec.reconnect) = (Duration::from_millis(500), Some(Duration::from_secs(2)));
+        let recorder = Recorder::new();
+        let mut source = open_source(&spec).unwrap();
+        let sender = send_frames(port);
+        source.start(recorder.clone()).unwrap();
+        let error = recorder.end().unwrap_err();
+        assert!(matches!(&error, SourceError::Stream(text) if text.contains("tried again for 2 s")), "{error:?}");
+        assert!(recorder.record.lock().unwrap().is_balanced());
+        sender.join().unwrap();
+        // A stop while it waits for another try.
+        let recorder = Recorder::new();
+        spec.reconnect = Some(Duration::from_secs(3600));
+        let mut source = open_source(&spec).unwrap();
+        let sender = send_frames(port);
+        source.start(recorder.clone()).unwrap();
+        sender.join().unwrap();
+        std::thread::sleep(Duration::from_secs(2));
+        source.stop();
+        let record = recorder.record.lock().unwrap();
+        assert!(record.is_balanced() && record.end.is_none() && !record.frames.is_empty(), "{record:?}");
+    });
+}
+
 /// Frames come over the network and then no more, while another element keeps talking.
 #[test]
 fn a_live_source_that_falls_silent_is_an_error() {
     within_limit(|| {
-        let port = std::net::UdpSocket::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
+        let (port, receiver) = network_camera();
         let talker = "audiotestsrc is-live=true ! level interval=20000000 ! fakesink";
-        let sender = format!(
-            "videotestsrc is-live=true num-buffers=10 ! video/x-raw,format=I420,width=64,height=48,framerate=25/1 ! rtpvrawpay ! \
-             udpsink host=127.0.0.1 port={port} async=false"
-        );
-        let caps = "application/x-rtp,media=video,clock-rate=90000,encoding-name=RAW,sampling=YCbCr-4:2:0,depth=(string)8,\
-                    width=(string)64,height=(string)48,payload=96";
-        let text = format!("{talker} {sender} udpsrc port={port} caps=\"{caps}\" ! rtpvrawdepay");
-        let mut spec = SourceSpec::new(SourceKind::Launch(text));
+        let mut spec = SourceSpec::new(SourceKind::Launch(format!("{talker} {receiver}")));
         spec.timeout = Duration::from_secs(1);
+        let sender = send_frames(port);
         let recorder = Recorder::new();
         let mut source = open_source(&spec).unwrap();
         source.start(recorder.clone()).unwrap();
@@ -716,6 +801,7 @@ fn a_live_source_that_falls_silent_is_an_error() {
         assert!(watch.lap() < Duration::from_secs(10));
         let record = recorder.record.lock().unwrap();
         assert!(record.is_balanced() && (1..=10).contains(&record.frames.len()), "{record:?}");
+        sender.join().unwrap();
     });
 }
 

@@ -149,6 +149,7 @@ mod tests {
             streams: vec![StreamReport {
                 name: "street".into(),
                 source: "street.mp4".into(),
+                reconnects: 0,
                 frames: Frames::from(&balance),
                 fps: Fps::new(&balance, Duration::from_secs(1)),
                 latency_ms: Latencies::new(&metrics),

@@ -5,6 +5,7 @@ use anyhow::anyhow;
 use fovea::frame::{Roi, Rotation, View};
 use fovea::pipeline::config::{Draft, PipelineSpec};
 use fovea::pipeline::detector::Detector;
+use fovea::pipeline::probe;
 use fovea::pipeline::spec::{Pace, SinkSpec, SourceKind, SourceSpec};
 use std::io::Write;
 use std::path::{Path, PathBuf};
@@ -80,8 +81,8 @@ impl Args {
 }
 
 fn source(source: &SourceSpec) -> Finding {
-    if let Err(error) = run::probe_source(source) {
-        return Finding::Bad(error);
+    if let Err(error) = probe::source(source) {
+        return Finding::Bad(error.into());
     }
     match &source.kind {
         SourceKind::File(path) => Finding::Good(format!("{}: a file that can be read", path.display())),

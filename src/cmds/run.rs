@@ -11,6 +11,7 @@ use fovea::pipeline::detector::{Detector, DetectorOptions};
 use fovea::pipeline::interrupt::on_interrupt;
 use fovea::pipeline::metrics::Stage;
 use fovea::pipeline::ports::FrameSink;
+use fovea::pipeline::probe;
 use fovea::pipeline::report::Report;
 use fovea::pipeline::runner::{self, Annotate, NoSink, Outcome, Progress, RunOptions, StopSignal, Stream};
 use fovea::pipeline::spec::{Pace, SinkSpec, SourceKind, SourceSpec};
@@ -50,6 +51,9 @@ pub(crate) struct Args {
     /// `max`: every frame, the source waits (default for files); `live`: the newest frame wins (default for cameras and network streams but http).
     #[arg(long)]
     pace: Option<PaceArg>,
+    /// For how long a live source that was lost is tried again, 0: not at all [default: 60 for network streams but http, else 0].
+    #[arg(long, value_name = "SECONDS", value_parser = clap::value_parser!(u64).range(..=86_400))]
+    reconnect: Option<u64>,
     /// Stop after so many frames went through the network.
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..))]
     max_frames: Option<u64>,
@@ -134,6 +138,9 @@ impl Args {
         if let Some(uri) = &self.sink {
             draft.sink = Some(SinkSpec::parse(uri, here).map_err(Failure::request)?);
         }
+        if let (Some(seconds), Some(source)) = (self.reconnect, &mut draft.source) {
+            source.reconnect = Some(Duration::from_secs(seconds));
+        }
         self.model.apply(&mut draft);
         draft.pace = self.pace.map(Pace::from).or(draft.pace);
         draft.max_frames = self.max_frames.or(draft.max_frames);
@@ -154,7 +161,7 @@ impl Args {
 
 /// Runs a pipeline with progress on stderr and Ctrl-C handled.
 pub(super) fn execute(spec: &PipelineSpec) -> Result<Outcome, Failure> {
-    probe_source(&spec.source).map_err(Failure::request)?;
+    probe::source(&spec.source).map_err(Failure::request)?;
     keep_files_apart(spec).map_err(Failure::request)?;
     let model_dir = model_dir(spec.model_dir.as_deref())?;
     let detector = Detector::open(&model_dir, &spec.detector).map_err(Failure::request)?;
@@ -209,38 +216,6 @@ pub(super) fn model_dir(named: Option<&Path>) -> Result<PathBuf, Failure> {
         Some(_) => anyhow!("{shown} is not a folder; a model is a folder with manifest.toml and the network that it names"),
         None => anyhow!("no model: {shown} does not exist here; name a model folder with --model"),
     }))
-}
-
-/// Finds out what can be known of a source without starting it.
-pub(super) fn probe_source(source: &SourceSpec) -> anyhow::Result<()> {
-    match &source.kind {
-        SourceKind::File(path) => {
-            // Whoever writes to a named pipe would take this for the end of its reader.
-            let is_there = std::fs::metadata(path);
-            let file = is_there.and_then(|found| if found.is_file() { std::fs::File::open(path).map(drop) } else { Ok(()) });
-            file.map_err(|error| {
-                anyhow!("cannot read {}: {error}; --source names a video file, a URL or a camera", path.display())
-            })?;
-        }
-        SourceKind::Images { folder, .. } => {
-            let entries = std::fs::read_dir(folder).map_err(|error| anyhow!("cannot read {}: {error}", folder.display()))?;
-            let is_picture = |path: &Path| {
-                let extension = path.extension().map(|extension| extension.to_string_lossy().to_lowercase());
-                extension.is_some_and(|extension| fovea::images::EXTENSIONS.contains(&extension.as_str()))
-            };
-            if !entries.filter_map(Result::ok).any(|entry| is_picture(&entry.path())) {
-                return Err(anyhow!("{} holds no pictures; JPEG, PNG and WebP files can be read", folder.display()));
-            }
-        }
-        SourceKind::V4l2 { device, .. } if !device.exists() => {
-            return Err(anyhow!(
-                "{} does not exist: is the camera plugged in? `v4l2-ctl --list-devices` lists the cameras",
-                device.display()
-            ));
-        }
-        _ => {}
-    }
-    Ok(())
 }
 
 /// Files that a pipeline writes.

@@ -4,6 +4,7 @@ use super::intake::STOP_TICK;
 use crate::frame::{Frame, FrameId, OwnedPlanes, PixelFormat, Stamps};
 use crate::images;
 use crate::pipeline::ports::{DropCause, FrameSource, Inlet, SourceError, StreamInfo};
+use crate::pipeline::probe;
 use crate::pipeline::spec::FrameRate;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
@@ -57,25 +58,7 @@ impl Stop {
 impl ImageFolder {
     /// Lists the pictures of `folder`.
     pub(super) fn open(folder: &Path, frame_rate: FrameRate, is_paced: bool) -> Result<Self, SourceError> {
-        let unreadable = |error: std::io::Error| {
-            SourceError::Request(format!("{}: the folder cannot be read ({error}); check path and permissions", folder.display()))
-        };
-        let mut paths = Vec::new();
-        for entry in std::fs::read_dir(folder).map_err(unreadable)? {
-            let path = entry.map_err(unreadable)?.path();
-            let extension = path.extension().map(|extension| extension.to_string_lossy().to_lowercase());
-            if extension.is_some_and(|extension| images::EXTENSIONS.contains(&extension.as_str())) && path.is_file() {
-                paths.push(path);
-            }
-        }
-        if paths.is_empty() {
-            let extensions = images::EXTENSIONS.join(", .");
-            let folder = folder.display();
-            return Err(SourceError::Request(format!(
-                "{folder}: no pictures in this folder; it takes files ending in .{extensions}"
-            )));
-        }
-        paths.sort();
+        let paths = probe::pictures(folder)?;
         Ok(Self { folder: folder.to_owned(), paths: Arc::new(paths), frame_rate, is_paced, reader: None })
     }
 

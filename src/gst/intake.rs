@@ -40,6 +40,12 @@ struct Flow {
     next_id: u64,
     layout: Option<(gst::Caps, Layout)>,
     stream_end: Option<gst::ClockTime>,
+    /// PTS of the last frame that arrived, and when it was captured.
+    last: Option<(Duration, Duration)>,
+    /// The pipeline is another one: its times begin anew.
+    is_resumed: bool,
+    /// What is added to the times of this pipeline, so that those of the stream go on.
+    offset: Duration,
     is_finished: bool,
 }
 
@@ -135,11 +141,12 @@ impl Intake {
         // Unlike the time in the stream, it goes on where one part follows another.
         let running_time = buffer.pts().and_then(|pts| segment.and_then(|segment| segment.to_running_time(pts))).or(stream_time);
         flow.stream_end = stream_time.map(|pts| pts + buffer.duration().unwrap_or_default()).or(flow.stream_end);
+        let captured_at = pending.filter(|_| !self.is_paced).map_or_else(|| self.inlet.now(), |pending| pending.captured_at);
         let stamps = Stamps {
             id: pending.map_or(FrameId(flow.next_id), |pending| pending.id),
-            pts: running_time.map(Duration::from),
+            pts: running_time.map(|time| flow.go_on(time.into(), captured_at)),
             duration: buffer.duration().map(Duration::from),
-            captured_at: pending.filter(|_| !self.is_paced).map_or_else(|| self.inlet.now(), |pending| pending.captured_at),
+            captured_at,
         };
         let Some(frame) = flow.layout_of(caps).and_then(|layout| frame_of(buffer, layout, stamps)) else {
             tracing::warn!(frame = stamps.id.0, "a frame could not be mapped");
@@ -167,6 +174,18 @@ impl Intake {
         flow.is_finished = true;
         flow.drop_pending(DropCause::StreamReset, &*self.inlet);
         self.inlet.finish(end);
+    }
+
+    /// The pipeline is gone and another one will follow. After the streaming threads have ended.
+    pub(super) fn resume(&self) {
+        let mut flow = lock(&self.flow);
+        flow.drop_pending(DropCause::StreamReset, &*self.inlet);
+        flow.is_resumed = true;
+    }
+
+    /// Frames come from the other pipeline.
+    pub(super) fn reconnected(&self) {
+        self.inlet.reconnected();
     }
 
     /// The stream cannot start: ends the wait of `start`. The first failure counts.
@@ -246,6 +265,17 @@ impl Flow {
         self.pending.pop_front()
     }
 
+    /// The stream's time of a frame with this time in its pipeline: a gap is as long as it lasted.
+    fn go_on(&mut self, time: Duration, captured_at: Duration) -> Duration {
+        if let (true, Some((last_pts, last_captured_at))) = (std::mem::take(&mut self.is_resumed), self.last) {
+            let gap = captured_at.saturating_sub(last_captured_at).max(Duration::from_millis(1));
+            self.offset = (last_pts + gap).saturating_sub(time);
+        }
+        let pts = time + self.offset;
+        self.last = Some((pts, captured_at));
+        pts
+    }
+
     fn drop_pending(&mut self, cause: DropCause, inlet: &dyn Inlet) {
         for _ in self.pending.drain(..) {
             inlet.drop_frame(cause);
@@ -280,6 +310,6 @@ fn frame_of(buffer: gst::Buffer, layout: &Layout, stamps: Stamps) -> Option<Fram
     Frame::new(Box::new(MappedFrame(mapped)), layout.format, layout.size, layout.color, stamps).ok()
 }
 
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+pub(super) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }

@@ -7,18 +7,18 @@
 use super::caps::{self, Layout};
 use super::elements;
 use super::fault::{Report, Scrubber, said, source_error};
-use super::intake::{Intake, MEMORY_REMEDY};
+use super::intake::{Intake, MEMORY_REMEDY, lock};
 use super::{shut_down, whole};
 use crate::pipeline::clock::Stopwatch;
 use crate::pipeline::ports::{FrameSource, Inlet, SourceError, StreamInfo};
+use crate::pipeline::probe;
 use crate::pipeline::spec::{CameraMode, RtspTransport, SourceKind, SourceSpec};
 use gstreamer as gst;
 use gstreamer::glib;
 use gstreamer::prelude::*;
 use gstreamer_app as gst_app;
 use gstreamer_video as gst_video;
-use std::path::Path;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
@@ -37,6 +37,10 @@ const PATIENCE_AFTER_ERROR: Duration = Duration::from_secs(1);
 /// How long an error waits for the first caps: a stream may break right behind its first frames.
 const PATIENCE_BEFORE_CAPS: Duration = Duration::from_millis(300);
 
+/// How long to wait before a source that was lost is tried again; twice as long each time, up to the limit.
+const FIRST_WAIT: Duration = Duration::from_millis(500);
+const LONGEST_WAIT: Duration = Duration::from_secs(10);
+
 /// How long a driver may take to stop.
 const STOP_LIMIT: Duration = Duration::from_secs(5);
 
@@ -48,7 +52,8 @@ pub(super) struct PipelineSource {
 
 /// A pipeline under way.
 struct Running {
-    pipeline: gst::Pipeline,
+    /// The one that runs now: a source that is lost gets another.
+    current: Arc<Mutex<gst::Pipeline>>,
     intake: Arc<Intake>,
     watcher: JoinHandle<()>,
 }
@@ -56,14 +61,7 @@ struct Running {
 impl PipelineSource {
     /// Checks what can be checked without opening anything.
     pub(super) fn open(spec: &SourceSpec) -> Result<Self, SourceError> {
-        match &spec.kind {
-            SourceKind::File(path) => check_file(path)?,
-            SourceKind::V4l2 { device, .. } => check_device(device)?,
-            SourceKind::Test { n_frames: Some(0), .. } => {
-                return Err(SourceError::Request(format!("{spec}: no frames were asked for; the smallest number is frames=1")));
-            }
-            _ => {}
-        }
+        probe::source(spec)?;
         Ok(Self { spec: spec.clone(), running: None })
     }
 
@@ -96,10 +94,13 @@ impl FrameSource for PipelineSource {
         let intake = Arc::new(Intake::new(inlet, self.spec.sync));
         let scrubber = Scrubber::new(&self.spec);
         let pipeline = build(&self.spec, &scrubber, &intake)?;
+        let current = Arc::new(Mutex::new(pipeline.clone()));
         let watch = Watch {
             spec: self.spec.clone(),
             scrubber,
             pipeline: pipeline.clone(),
+            current: Arc::clone(&current),
+            loss: None,
             intake: Arc::clone(&intake),
             missing: Vec::new(),
             is_closed_by_server: false,
@@ -107,7 +108,7 @@ impl FrameSource for PipelineSource {
         };
         let watcher = std::thread::Builder::new().name("source-bus".into()).spawn(move || watch.run());
         let watcher = watcher.map_err(|error| SourceError::Stream(format!("{}: no thread ({error})", self.spec)))?;
-        self.running = Some(Running { pipeline: pipeline.clone(), intake: Arc::clone(&intake), watcher });
+        self.running = Some(Running { current, intake: Arc::clone(&intake), watcher });
         match intake.wait_for_layout(self.spec.timeout) {
             Some(Ok(layout)) => Ok(self.info(&pipeline, &layout)),
             Some(Err(error)) => {
@@ -129,7 +130,9 @@ impl FrameSource for PipelineSource {
     fn stop(&mut self) {
         let Some(running) = self.running.take() else { return };
         running.intake.close();
-        let is_down = shut_down(&running.pipeline, STOP_LIMIT);
+        // Closed before: no other pipeline takes its place any more.
+        let pipeline = lock(&running.current).clone();
+        let is_down = shut_down(&pipeline, STOP_LIMIT);
         if !is_down {
             tracing::warn!(source = %self.spec, "the source did not stop in time and is left behind");
         }
@@ -166,37 +169,6 @@ const fn timeout_remedy(kind: &SourceKind) -> &'static str {
         SourceKind::Launch(_) => "check the pipeline text: it must end in raw video",
         _ => "the file may be damaged",
     }
-}
-
-fn check_file(path: &Path) -> Result<(), SourceError> {
-    let shown = path.display();
-    // Opening a named pipe would wait for whoever writes to it.
-    let metadata = std::fs::metadata(path).and_then(|metadata| {
-        let is_readable = if metadata.is_file() { std::fs::File::open(path).map(drop) } else { Ok(()) };
-        is_readable.map(|()| metadata)
-    });
-    match metadata {
-        Err(error) => Err(SourceError::Request(format!("{shown}: cannot be opened ({error}); check path and permissions"))),
-        Ok(metadata) if metadata.is_file() && metadata.len() == 0 => {
-            Err(SourceError::Request(format!("{shown}: the file is empty; record or copy it again")))
-        }
-        Ok(_) => Ok(()),
-    }
-}
-
-fn check_device(device: &Path) -> Result<(), SourceError> {
-    let shown = device.display();
-    let Err(error) = std::fs::metadata(device) else { return Ok(()) };
-    let is_camera = |name: &String| name.starts_with("video");
-    let entries = std::fs::read_dir("/dev").into_iter().flatten().flatten();
-    let mut cameras: Vec<String> =
-        entries.map(|entry| entry.file_name().to_string_lossy().into_owned()).filter(is_camera).collect();
-    cameras.sort();
-    let found = match cameras.as_slice() {
-        [] => "this machine shows no camera at all (no /dev/video*): check the cable".to_owned(),
-        cameras => format!("cameras here: /dev/{}", cameras.join(", /dev/")),
-    };
-    Err(SourceError::Request(format!("{shown}: there is no such camera ({error}); {found}")))
 }
 
 /// Builds the pipeline of a source, with tap and callbacks.
@@ -556,11 +528,25 @@ fn refuse_foreign_memory(pad: &gst::Pad) {
     });
 }
 
+/// A live stream that was lost.
+struct Loss {
+    error: SourceError,
+    /// Frames before it.
+    n_captured: u64,
+    watch: Stopwatch,
+    lasts: Duration,
+    wait: Duration,
+}
+
 /// The thread that starts a pipeline and listens to its bus until the stream is over.
 struct Watch {
     spec: SourceSpec,
     scrubber: Scrubber,
     pipeline: gst::Pipeline,
+    /// The same, for whoever stops it.
+    current: Arc<Mutex<gst::Pipeline>>,
+    /// Until frames come again.
+    loss: Option<Loss>,
     intake: Arc<Intake>,
     missing: Vec<(String, String)>,
     is_closed_by_server: bool,
@@ -570,10 +556,25 @@ struct Watch {
 
 impl Watch {
     fn run(mut self) {
-        let Some(bus) = self.pipeline.bus() else { return };
+        while let Some(failure) = self.listen() {
+            // Another try that gave no frames, however it ended.
+            match failure.or_else(|| self.loss.as_ref().map(|loss| loss.error.clone())) {
+                Some(error) if self.can_reconnect() => {
+                    if let Err(end) = self.reconnect(error) {
+                        return self.end(end);
+                    }
+                }
+                failure => return self.end(failure),
+            }
+        }
+    }
+
+    /// Plays the pipeline until the stream is over; gives why, or `None` if the owner wants no more of it.
+    fn listen(&mut self) -> Option<Option<SourceError>> {
+        let bus = self.pipeline.bus()?;
         let is_refused = self.pipeline.set_state(gst::State::Playing).is_err();
         let mut failure: Option<SourceError> = None;
-        let (mut watch, mut idle, mut seen) = (Stopwatch::start(), Duration::ZERO, 0);
+        let (mut watch, mut idle, mut seen) = (Stopwatch::start(), Duration::ZERO, self.intake.progress().0);
         while !self.intake.is_closing() {
             let message = bus.timed_pop(gst::ClockTime::from_mseconds(TICK.as_millis().try_into().unwrap_or(100)));
             let has_message = message.is_some();
@@ -584,7 +585,7 @@ impl Watch {
                         tracing::debug!(source = %self.spec, %error, "GStreamer error");
                         failure.get_or_insert(error);
                     }
-                    gst::MessageView::Eos(_) => return self.end(failure.or_else(|| self.lost_connection())),
+                    gst::MessageView::Eos(_) => return Some(failure.or_else(|| self.lost_connection())),
                     gst::MessageView::Element(element) => self.note_missing(element),
                     gst::MessageView::Warning(warning) => {
                         let text = self.scrubber.scrub(&said(&warning.error(), warning.debug().as_deref()));
@@ -606,6 +607,7 @@ impl Watch {
             let passed = watch.lap();
             idle = if is_delivering || n_captured != seen { Duration::ZERO } else { idle + passed };
             seen = n_captured;
+            self.note_return(n_captured);
             if failure.is_none() && is_refused && !has_message {
                 failure = Some(SourceError::Stream(format!("{}: GStreamer refuses to start it and does not say why", self.spec)));
             }
@@ -616,8 +618,61 @@ impl Watch {
             // Frames that were decoded before the error are still on their way.
             let patience = if self.intake.has_layout() { PATIENCE_AFTER_ERROR } else { PATIENCE_BEFORE_CAPS };
             if idle >= patience {
-                return self.end(failure);
+                return Some(failure);
             }
+        }
+        // It may have been set to play after the owner stopped it.
+        let _ = self.pipeline.set_state(gst::State::Null);
+        None
+    }
+
+    /// A stream that gave frames, and that comes from outside.
+    fn can_reconnect(&self) -> bool {
+        let limit = self.spec.reconnect_limit();
+        !limit.is_zero() && self.intake.progress().0 > 0 && is_live(&self.spec, &self.pipeline)
+    }
+
+    fn note_return(&mut self, n_captured: u64) {
+        let Some(loss) = self.loss.take_if(|loss| n_captured > loss.n_captured) else { return };
+        tracing::warn!(source = %self.spec, "frames come again after {:.1} s", (loss.lasts).as_secs_f32());
+        self.intake.reconnected();
+    }
+
+    /// Puts a new pipeline in the place of the one that lost its stream, after a wait. `Err`: why not.
+    fn reconnect(&mut self, error: SourceError) -> Result<(), Option<SourceError>> {
+        let limit = self.spec.reconnect_limit();
+        if self.loss.is_none() {
+            tracing::warn!(source = %self.spec, %error, "the stream was lost; trying again for {} s", limit.as_secs());
+            let (watch, n_captured) = (Stopwatch::start(), self.intake.progress().0);
+            self.loss = Some(Loss { error: error.clone(), n_captured, watch, lasts: Duration::ZERO, wait: FIRST_WAIT });
+        }
+        if !shut_down(&self.pipeline, STOP_LIMIT) {
+            return Err(Some(error));
+        }
+        self.intake.resume();
+        loop {
+            let loss = self.loss.as_mut().ok_or(None)?;
+            loss.lasts += loss.watch.lap();
+            if loss.lasts >= limit {
+                let text = format!("{}; it was tried again for {} s", loss.error, limit.as_secs());
+                return Err(Some(SourceError::Stream(text)));
+            }
+            let mut wait = loss.wait.min(limit - loss.lasts);
+            loss.wait = (2 * loss.wait).min(LONGEST_WAIT);
+            while !wait.is_zero() && !self.intake.is_closing() {
+                let slice = wait.min(TICK);
+                std::thread::sleep(slice);
+                wait -= slice;
+            }
+            let Ok(pipeline) = build(&self.spec, &self.scrubber, &self.intake) else { continue };
+            let mut current = lock(&self.current);
+            if self.intake.is_closing() {
+                return Err(None);
+            }
+            *current = pipeline.clone();
+            self.pipeline = pipeline;
+            self.is_closed_by_server = false;
+            return Ok(());
         }
     }
 

@@ -68,6 +68,8 @@ pub struct SourceConfig {
     pub rtsp_transport: Option<Transport>,
     /// Seconds to wait for the first frame, and for the next one of a live source, 1 to 600; default 15.
     pub timeout_s: Option<u64>,
+    /// Seconds for which a live source that was lost is tried again, 0 to 86400; default 60 for network streams, else 0.
+    pub reconnect_s: Option<u64>,
 }
 
 /// A rate as TOML writes it.
@@ -406,6 +408,7 @@ impl Draft {
             source.latency = before.latency;
             source.rtsp_transport = before.rtsp_transport;
             source.timeout = before.timeout;
+            source.reconnect = before.reconnect;
         }
         self.source = Some(source);
     }
@@ -531,6 +534,12 @@ fn read_source(config: &SourceConfig, base: &Path, file: &str) -> Result<SourceS
         }
         source.timeout = Duration::from_secs(timeout_s);
     }
+    if let Some(reconnect_s) = config.reconnect_s {
+        if reconnect_s > 86_400 {
+            return Err(error("source.reconnect_s", reconnect_s.to_string(), "it must be 0 to 86400 seconds".into()));
+        }
+        source.reconnect = Some(Duration::from_secs(reconnect_s));
+    }
     if let Some(transport) = config.rtsp_transport {
         source.rtsp_transport = match transport {
             Transport::Tcp => RtspTransport::Tcp,
@@ -594,6 +603,7 @@ mod tests {
             fps = 29.97
             pattern = "smpte"
             timeout_s = 3
+            reconnect_s = 7
             [view]
             roi = "0.5,0,0.5,1.0"
             rotate = 270
@@ -628,10 +638,10 @@ mod tests {
         .unwrap();
         let spec = draft.finish().unwrap();
         assert_eq!((spec.name.as_str(), spec.pace), ("gate", Pace::Max));
-        let SourceKind::Test { pattern, width, height, frame_rate, n_frames } = spec.source.kind else { panic!("test") };
+        let SourceKind::Test { ref pattern, width, height, frame_rate, n_frames } = spec.source.kind else { panic!("test") };
         assert_eq!((pattern.as_str(), width, height, n_frames), ("smpte", 320, 360, Some(3)));
         assert_eq!(frame_rate, FrameRate { numerator: 2997, denominator: 100 });
-        assert_eq!(spec.source.timeout, Duration::from_secs(3));
+        assert_eq!((spec.source.timeout, spec.source.reconnect_limit()), (Duration::from_secs(3), Duration::from_secs(7)));
         assert_eq!(spec.model_dir, Some("/cfg/../models/m".into()));
         let postprocess = PostprocessOptions {
             score_threshold: Some(0.5),

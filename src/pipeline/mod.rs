@@ -13,6 +13,7 @@ pub mod evaluate;
 pub mod interrupt;
 pub mod ledger;
 pub mod metrics;
+pub mod probe;
 pub mod process;
 pub mod report;
 pub mod runner;

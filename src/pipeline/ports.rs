@@ -150,6 +150,9 @@ pub trait Inlet: Send + Sync {
         false
     }
 
+    /// A stream that was lost goes on: frames come again.
+    fn reconnected(&self) {}
+
     /// The stream is over: at its end, or with an error. Called once; nothing follows.
     fn finish(&self, end: Result<(), SourceError>);
 }

@@ -38,6 +38,8 @@ pub struct StreamReport {
     pub name: String,
     /// Name of the source, without credentials.
     pub source: String,
+    /// How often the stream was lost and came again.
+    pub reconnects: u64,
     /// The ledger.
     pub frames: Frames,
     /// Frames per second over the whole run.

@@ -21,7 +21,7 @@ use crate::frame::{Frame, PictureMut, PictureRef, Stamps};
 use crate::queue::{self, Overflow, Pushed, Receiver, Sender};
 use std::fmt;
 use std::panic::{self, AssertUnwindSafe};
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread;
 use std::time::Duration;
@@ -244,6 +244,7 @@ struct Shared {
     clock: Clock,
     /// No frame is looked at any more: those that wait are dropped.
     stopping: AtomicBool,
+    n_reconnects: AtomicU64,
     /// How the stream ended, if it has.
     end: Mutex<Option<Result<(), SourceError>>>,
 }
@@ -309,6 +310,10 @@ impl Inlet for StreamInlet {
         self.stop.is_stopped()
     }
 
+    fn reconnected(&self) {
+        self.shared.n_reconnects.fetch_add(1, Ordering::Relaxed);
+    }
+
     fn finish(&self, end: Result<(), SourceError>) {
         self.shared.end.lock().unwrap_or_else(PoisonError::into_inner).get_or_insert(end);
         self.sender.close();
@@ -324,6 +329,7 @@ pub fn run(stream: Stream, options: &RunOptions, stop: &StopSignal, progress: &m
         ledger: Ledger::default(),
         clock: Clock::start(),
         stopping: AtomicBool::new(false),
+        n_reconnects: AtomicU64::new(0),
         end: Mutex::new(None),
     });
     let overflow = match options.pace {
@@ -368,43 +374,9 @@ pub fn run(stream: Stream, options: &RunOptions, stop: &StopSignal, progress: &m
         );
     }
     if let Some(info) = info {
-        let caller = thread::current();
-        let result = thread::scope(|scope| {
-            let body = || {
-                let result = panic::catch_unwind(AssertUnwindSafe(|| worker.run()));
-                caller.unpark();
-                result
-            };
-            let Ok(thread) = thread::Builder::new().name("inference".to_owned()).spawn_scoped(scope, body) else {
-                return Err(RunError::Panicked);
-            };
-            while !thread.is_finished() {
-                thread::park_timeout(TICK);
-                let elapsed = shared.clock.now().saturating_sub(started_at);
-                let limit = if stop.is_stopped() {
-                    Some(Ended::Stopped)
-                } else if options.max_time.is_some_and(|max_time| elapsed >= max_time) {
-                    Some(Ended::MaxTime)
-                } else {
-                    None
-                };
-                if let (Some(limit), None) = (limit, ended) {
-                    ended = Some(limit);
-                    shared.stop();
-                    sender.close();
-                }
-                if let Ok(balance) = shared.ledger.balance() {
-                    progress(&Progress { info, balance, elapsed });
-                }
-            }
-            thread.join().and_then(|result| result).unwrap_or_else(|_| {
-                // The frame that it broke down on, unless it was counted before.
-                if shared.ledger.balance().is_ok_and(|balance| balance.in_hand > 0) {
-                    shared.ledger.dropped(Place::Hand, DropCause::InferError);
-                }
-                Err(RunError::Panicked)
-            })
-        });
+        let watch = Watch { shared: &shared, sender: &sender, options, stop, info, started_at };
+        let result;
+        (result, ended) = watch.until_end(&mut worker, progress);
         error = result.err();
     }
 
@@ -443,6 +415,7 @@ pub fn run(stream: Stream, options: &RunOptions, stop: &StopSignal, progress: &m
         streams: vec![StreamReport {
             name: options.name.clone(),
             source: source.name(),
+            reconnects: shared.n_reconnects.load(Ordering::Relaxed),
             frames: Frames::from(&balance),
             fps: Fps::new(&balance, wall),
             latency_ms: Latencies::new(&worker.metrics),
@@ -457,6 +430,65 @@ pub fn run(stream: Stream, options: &RunOptions, stop: &StopSignal, progress: &m
     };
     report.set_process(&before, &ProcessFigures::now());
     Outcome { report, info, ended, error }
+}
+
+/// The calling thread, while the inference thread works.
+struct Watch<'a> {
+    shared: &'a Shared,
+    sender: &'a Sender<Waiting>,
+    options: &'a RunOptions,
+    stop: &'a StopSignal,
+    info: StreamInfo,
+    started_at: Duration,
+}
+
+impl Watch<'_> {
+    /// Lets `worker` work on a thread of its own until the stream is over, a limit is reached or somebody asks to stop; gives what
+    /// went wrong there, and what ended it here.
+    fn until_end(&self, worker: &mut Worker, progress: &mut dyn FnMut(&Progress)) -> (Result<(), RunError>, Option<Ended>) {
+        let mut ended = None;
+        let caller = thread::current();
+        let result = thread::scope(|scope| {
+            let body = || {
+                let result = panic::catch_unwind(AssertUnwindSafe(|| worker.run()));
+                caller.unpark();
+                result
+            };
+            let Ok(thread) = thread::Builder::new().name("inference".to_owned()).spawn_scoped(scope, body) else {
+                return Err(RunError::Panicked);
+            };
+            while !thread.is_finished() {
+                thread::park_timeout(TICK);
+                let elapsed = self.shared.clock.now().saturating_sub(self.started_at);
+                if let (Some(limit), None) = (self.limit(elapsed), ended) {
+                    ended = Some(limit);
+                    self.shared.stop();
+                    self.sender.close();
+                }
+                if let Ok(balance) = self.shared.ledger.balance() {
+                    progress(&Progress { info: self.info, balance, elapsed });
+                }
+            }
+            thread.join().and_then(|result| result).unwrap_or_else(|_| {
+                // The frame that it broke down on, unless it was counted before.
+                if self.shared.ledger.balance().is_ok_and(|balance| balance.in_hand > 0) {
+                    self.shared.ledger.dropped(Place::Hand, DropCause::InferError);
+                }
+                Err(RunError::Panicked)
+            })
+        });
+        (result, ended)
+    }
+
+    fn limit(&self, elapsed: Duration) -> Option<Ended> {
+        if self.stop.is_stopped() {
+            Some(Ended::Stopped)
+        } else if self.options.max_time.is_some_and(|max_time| elapsed >= max_time) {
+            Some(Ended::MaxTime)
+        } else {
+            None
+        }
+    }
 }
 
 /// The inference thread and what it works with.

@@ -153,6 +153,9 @@ pub struct SourceSpec {
     pub rtsp_transport: RtspTransport,
     /// How long to wait for the first frame, and for an answer of the network.
     pub timeout: Duration,
+    /// For how long a live source that was lost is tried again; zero: it is over. `None`: [`DEFAULT_RECONNECT`] for network streams,
+    /// zero for others.
+    pub reconnect: Option<Duration>,
     /// Hand frames over at the pace of their PTS, where the source itself has no pace (files, test pictures): as if the
     /// stream were live. Set by the pipeline for `--pace live`.
     pub sync: bool,
@@ -163,6 +166,9 @@ pub const DEFAULT_LATENCY: Duration = Duration::from_millis(200);
 
 /// Default of [`SourceSpec::timeout`].
 pub const DEFAULT_TIMEOUT: Duration = Duration::from_secs(15);
+
+/// Default of [`SourceSpec::reconnect`] for live network streams.
+pub const DEFAULT_RECONNECT: Duration = Duration::from_secs(60);
 
 /// A source or sink that cannot be: what was asked for, and what can be.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -190,7 +196,14 @@ impl SourceSpec {
     /// A source with default latency and timeout.
     #[must_use]
     pub const fn new(kind: SourceKind) -> Self {
-        Self { kind, latency: DEFAULT_LATENCY, rtsp_transport: RtspTransport::Tcp, timeout: DEFAULT_TIMEOUT, sync: false }
+        Self {
+            kind,
+            latency: DEFAULT_LATENCY,
+            rtsp_transport: RtspTransport::Tcp,
+            timeout: DEFAULT_TIMEOUT,
+            reconnect: None,
+            sync: false,
+        }
     }
 
     /// Reads a URI; paths are relative to `base`. Whether a path is a folder is looked up, nothing else is.
@@ -245,6 +258,13 @@ impl SourceSpec {
             _ => return Err(SpecError::new(SecretUrl::new(uri.to_owned()), format!("`{scheme}` is no kind of source"), SOURCES)),
         };
         Ok(Self::new(kind))
+    }
+
+    /// For how long it is tried again if it is lost.
+    #[must_use]
+    pub fn reconnect_limit(&self) -> Duration {
+        let is_stream = matches!(self.kind, SourceKind::Url(_)) && self.is_live();
+        self.reconnect.unwrap_or(if is_stream { DEFAULT_RECONNECT } else { Duration::ZERO })
     }
 
     /// Frames arrive at their own pace and are lost if nobody takes them.

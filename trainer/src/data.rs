@@ -167,6 +167,7 @@ pub(crate) fn load(folder: &Folder, classes: &[String], pseudo: Option<&Path>, b
         category_of[class] = Some(category);
     }
     let images = &folder.coco.images;
+    check_memory(folder)?;
     let bar = progress(images.len(), "decoding");
     let examples: Result<Vec<Example>> = images
         .par_iter()
@@ -182,6 +183,31 @@ pub(crate) fn load(folder: &Folder, classes: &[String], pseudo: Option<&Path>, b
         .collect();
     bar.finish_and_clear();
     examples
+}
+
+/// All pictures lie decoded in memory while a network trains: said before an hour of decoding, not by the kernel after it.
+fn check_memory(folder: &Folder) -> Result<()> {
+    let needed: u64 = folder.coco.images.iter().map(|image| 3 * u64::from(image.width) * u64::from(image.height)).sum();
+    let text = std::fs::read_to_string("/proc/meminfo").unwrap_or_default();
+    let kilobytes = |key: &str| {
+        let line = text.lines().find_map(|line| line.strip_prefix(key))?;
+        line.trim().strip_suffix(" kB")?.parse::<u64>().ok()
+    };
+    let Some(free) = kilobytes("MemAvailable:").map(|kb| 1024 * (kb + kilobytes("SwapFree:").unwrap_or(0))) else {
+        return Ok(());
+    };
+    if needed > free {
+        let gigabytes = |bytes: u64| bytes as f64 / 1e9;
+        bail!(
+            "{}: its {} pictures take {:.1} GB decoded, and {:.1} GB of memory are free; scale them down (twice the network's \
+             input is plenty) or take fewer",
+            folder.dir.display(),
+            folder.coco.images.len(),
+            gigabytes(needed),
+            gigabytes(free)
+        );
+    }
+    Ok(())
 }
 
 /// Scored labels must be of these pictures: ids alone would put boxes on others.

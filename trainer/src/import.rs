@@ -163,7 +163,7 @@ const FORMATS: &[Format] = &[
         other_parts: &["anchor_generator."],
         pixels: IMAGENET,
         is_bgr: false,
-        remark: "read as of the published weights: epsilon 0 in the frozen batch norms",
+        remark: "read as of the published weights, with epsilon 0 in the frozen batch norms; for weights that torchvision trained here: --norm-eps 1e-5",
     },
     Format {
         name: "detectron2 RetinaNet",
@@ -248,6 +248,8 @@ pub(crate) struct Wishes {
     pub(crate) classes: Vec<String>,
     /// Fold the batch norm of a backbone into its convolutions.
     pub(crate) fold_norm: bool,
+    /// Epsilon of the batch norms that are folded, instead of that of the format.
+    pub(crate) norm_eps: Option<f32>,
 }
 
 /// Brings the arrays of another program under our names.
@@ -266,7 +268,7 @@ pub(crate) fn import(arrays: Weights, wishes: &Wishes) -> Result<Imported> {
     let mut best: Option<(ModelSpec, Mapping)> = None;
     for &backbone in format.backbones {
         let spec = spec_of(format, backbone, &arrays, wishes)?;
-        let mapping = map(format, &spec, &arrays)?;
+        let mapping = map(format, &spec, &arrays, wishes.norm_eps)?;
         if best.as_ref().is_none_or(|(_, best)| mapping.n_faults() < best.n_faults()) {
             best = Some((spec, mapping));
         }
@@ -416,14 +418,14 @@ fn list(names: &[&String]) -> String {
     format!("{}{}", shown.join(", "), if names.len() > SHOWN { ", …" } else { "" })
 }
 
-fn map(format: &Format, spec: &ModelSpec, arrays: &Weights) -> Result<Mapping> {
+fn map(format: &Format, spec: &ModelSpec, arrays: &Weights, norm_eps: Option<f32>) -> Result<Mapping> {
     let (prefix, is_backbone) = match format.origin {
         Origin::Backbone(prefix) => (prefix, true),
         _ => ("", false),
     };
     // torchvision sets the epsilon of its first version's frozen batch norms to 0.
     let is_first = format.origin == Origin::TorchvisionRetinaNet && spec.head_norm == Norm::None;
-    let eps = if is_first { 0.0 } else { NORM_EPS };
+    let eps = norm_eps.unwrap_or(if is_first { 0.0 } else { NORM_EPS });
     let mut mapping = Mapping::default();
     let mut used = BTreeSet::new();
     let graph = Graph::new(spec);
@@ -633,7 +635,7 @@ mod tests {
     }
 
     fn wishes(classes: &[&str]) -> Wishes {
-        Wishes { size: (64, 64), classes: classes.iter().map(|&class| class.into()).collect(), fold_norm: false }
+        Wishes { size: (64, 64), classes: classes.iter().map(|&class| class.into()).collect(), fold_norm: false, norm_eps: None }
     }
 
     #[cfg(feature = "train")]
@@ -683,6 +685,13 @@ mod tests {
         let (logits, deltas) = (levels.iter().map(|level| &level.cls), levels.iter().map(|level| &level.bbox));
         let n_outputs = if imported.is_backbone { 3 } else { 2 * levels.len() };
         logits.chain(deltas).take(n_outputs).map(|output| array(&output.permute([0, 3, 1, 2]).squeeze_dim(0)).unwrap()).collect()
+    }
+
+    #[test]
+    fn the_epsilon_of_frozen_norms_can_be_named() {
+        let recorded = recorded().into_iter().find(|recorded| recorded.name == "torchvision_retinanet_v1").unwrap();
+        let with = |norm_eps| import(arrays(&recorded), &Wishes { norm_eps, ..wishes(&[]) }).unwrap().weights;
+        assert!(with(None) == with(Some(0.0)) && with(None) != with(Some(1e-3)));
     }
 
     #[test]

@@ -29,6 +29,9 @@ pub(crate) struct Args {
     /// Fold the batch norm of a backbone into its convolutions, where it stays as it is: for small batches.
     #[arg(long)]
     fold_norm: bool,
+    /// Epsilon of the batch norms that are folded. [default: 1e-5; torchvision's first RetinaNet: 0, as in the published weights]
+    #[arg(long)]
+    norm_eps: Option<f32>,
     /// Input width of a whole network in pixels, a multiple of 32.
     #[arg(long, default_value_t = 1088)]
     width: usize,
@@ -44,7 +47,12 @@ impl Args {
     /// Imports.
     pub(crate) fn run(self) -> Result<()> {
         let arrays = torch_file::read(&self.file)?;
-        let wishes = Wishes { size: (self.width, self.height), classes: self.classes.clone(), fold_norm: self.fold_norm };
+        let wishes = Wishes {
+            size: (self.width, self.height),
+            classes: self.classes.clone(),
+            fold_norm: self.fold_norm,
+            norm_eps: self.norm_eps,
+        };
         let imported = import(arrays, &wishes).with_context(|| self.file.display().to_string())?;
         let Imported { format, spec, weights, n_left_out, .. } = &imported;
         let is_file = self.out.extension().is_some_and(|extension| extension == "safetensors");

@@ -633,8 +633,9 @@ impl Watch {
     }
 
     fn note_return(&mut self, n_captured: u64) {
-        let Some(loss) = self.loss.take_if(|loss| n_captured > loss.n_captured) else { return };
-        tracing::warn!(source = %self.spec, "frames come again after {:.1} s", (loss.lasts).as_secs_f32());
+        let Some(mut loss) = self.loss.take_if(|loss| n_captured > loss.n_captured) else { return };
+        let lasted = loss.lasts + loss.watch.lap();
+        tracing::warn!(source = %self.spec, "frames come again after {:.1} s", lasted.as_secs_f32());
         self.intake.reconnected();
     }
 

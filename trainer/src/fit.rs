@@ -96,7 +96,7 @@ impl Diverged {
                 config.display()
             )
         } else {
-            "there is no good checkpoint yet. Begin anew in another --out with a lower --lr, or check the data".to_owned()
+            "no checkpoint gives a sound step with these settings. Check the data, or begin anew in another --out with a lower --lr".to_owned()
         }
     }
 }

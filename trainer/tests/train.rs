@@ -517,7 +517,7 @@ fn divergence_names_the_step_and_keeps_the_last_checkpoint() {
     let ruinous = ["--iterations", "400", "--lr", "1e38", "--checkpoint-every", "1"];
     let output = small_fit(&data, &fresh).args(ruinous).output().unwrap();
     assert_eq!(output.status.code(), Some(3), "{}", stderr(&output));
-    assert!(stderr(&output).contains("no good checkpoint yet"), "{}", stderr(&output));
+    assert!(stderr(&output).contains("no checkpoint gives a sound step"), "{}", stderr(&output));
 }
 
 #[test]

@@ -151,6 +151,7 @@ fn sink(spec: &PipelineSpec) -> Finding {
     match &spec.sink {
         SinkSpec::None => Finding::Good("none: nothing is drawn".to_owned()),
         SinkSpec::File { path, .. } => Finding::Good(format!("{}: can be written", path.display())),
+        SinkSpec::Stream(url) => Finding::Unknown(format!("{url}: well formed; whether the server takes it shows when it runs")),
         SinkSpec::Display if ["DISPLAY", "WAYLAND_DISPLAY"].into_iter().all(|name| std::env::var_os(name).is_none()) => {
             Finding::Unknown("display: no X11 or Wayland session here; a run needs one, or a screen without a desktop".to_owned())
         }

@@ -43,7 +43,7 @@ pub(crate) struct Args {
     /// `libcamera://`, `csi://0`, `test://`, `launch:ELEMENTS`.
     #[arg(long, value_name = "URI")]
     source: Option<String>,
-    /// File ending in .mp4 or .mkv, `display`, or `none`.
+    /// File ending in .mp4 or .mkv, `rtsp://…` of a server that takes streams, `display`, or `none`.
     #[arg(long, value_name = "URI")]
     sink: Option<String>,
     #[command(flatten)]
@@ -240,6 +240,11 @@ pub(super) fn probe_output(path: &Path) -> anyhow::Result<()> {
 pub(super) fn keep_files_apart(spec: &PipelineSpec) -> anyhow::Result<()> {
     if let (Some(Output::Stdout), Some(Output::Stdout)) = (&spec.detections, &spec.report) {
         return Err(anyhow!("detections and report would be mixed on standard output: write one of them to a file"));
+    }
+    if let (SourceKind::Url(source), SinkSpec::Stream(sink)) = (&spec.source.kind, &spec.sink)
+        && source.without_credentials() == sink.without_credentials()
+    {
+        return Err(anyhow!("{sink} would take the place of the stream that is read: publish under another path"));
     }
     let source = if let SourceKind::File(path) = &spec.source.kind { Some(path.as_path()) } else { None };
     keep_apart(source, output_files(spec))

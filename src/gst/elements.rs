@@ -3,7 +3,7 @@
 use gstreamer as gst;
 
 /// Packages of Debian, Ubuntu and Raspberry Pi OS (the last: of the Jetson's own system) by element.
-const PACKAGES: [(&str, &[&str]); 7] = [
+const PACKAGES: [(&str, &[&str]); 8] = [
     (
         "gstreamer1.0-plugins-base",
         &["uridecodebin", "decodebin", "videoconvert", "videoscale", "videotestsrc", "appsrc", "appsink"],
@@ -11,6 +11,7 @@ const PACKAGES: [(&str, &[&str]); 7] = [
     ("gstreamer1.0-plugins-good", &["v4l2src", "v4l2h264enc", "rtspsrc", "souphttpsrc", "mp4mux", "matroskamux", "vp8enc"]),
     ("gstreamer1.0-plugins-bad", &["h264parse", "openh264enc", "vapostproc", "waylandsink"]),
     ("gstreamer1.0-plugins-ugly", &["x264enc"]),
+    ("gstreamer1.0-rtsp", &["rtspclientsink"]),
     ("gstreamer1.0-libcamera", &["libcamerasrc"]),
     ("gstreamer1.0-libav", &["avdec_h264"]),
     ("nvidia-l4t-gstreamer", &["nvarguscamerasrc", "nvvidconv", "nvv4l2h264enc"]),
@@ -21,15 +22,18 @@ const PACKAGES: [(&str, &[&str]); 7] = [
 /// # Errors
 /// A message with the package to install.
 pub(super) fn make(name: &str) -> Result<gst::Element, String> {
-    gst::ElementFactory::make(name).build().map_err(|_| {
-        let package = PACKAGES.iter().find(|(_, elements)| elements.contains(&name)).map(|(package, _)| *package);
-        let remedy = match package {
-            Some("nvidia-l4t-gstreamer") => "it comes with the Jetson's system as package nvidia-l4t-gstreamer".to_owned(),
-            Some(package) => format!("install it: sudo apt install {package}"),
-            None => format!("`gst-inspect-1.0 {name}` tells more"),
-        };
-        format!("the GStreamer element {name} is not installed; {remedy}")
-    })
+    gst::ElementFactory::make(name).build().map_err(|_| missing(name))
+}
+
+/// That an element is missing, and the package to install.
+pub(super) fn missing(name: &str) -> String {
+    let package = PACKAGES.iter().find(|(_, elements)| elements.contains(&name)).map(|(package, _)| *package);
+    let remedy = match package {
+        Some("nvidia-l4t-gstreamer") => "it comes with the Jetson's system as package nvidia-l4t-gstreamer".to_owned(),
+        Some(package) => format!("install it: sudo apt install {package}"),
+        None => format!("`gst-inspect-1.0 {name}` tells more"),
+    };
+    format!("the GStreamer element {name} is not installed; {remedy}")
 }
 
 /// Whether an element can be made.

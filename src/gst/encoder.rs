@@ -1,4 +1,4 @@
-//! Which elements write a video file: the encoder that is there, its settings, the muxer.
+//! Which elements make a video file or a stream: the encoder that is there, its settings, the muxer.
 
 use super::elements;
 use crate::pipeline::ports::StreamInfo;
@@ -10,7 +10,7 @@ use std::time::Duration;
 /// Encoders in order of preference.
 const H264_ENCODERS: [&str; 4] = ["x264enc", "openh264enc", "v4l2h264enc", "nvv4l2h264enc"];
 
-/// Written instead of H.264 into Matroska where no H.264 encoder is installed.
+/// Instead of H.264 in Matroska and in streams, where no H.264 encoder is installed.
 const VP8_ENCODER: &str = "vp8enc";
 
 /// Length of a fragment of an MP4 file: what a killed process may lose.
@@ -22,34 +22,32 @@ const KEY_FRAME_SECONDS: u32 = 2;
 /// Ticks per second of an MP4 track whose frame rate is not constant.
 const VARIABLE_RATE_TIMESCALE: u32 = 90_000;
 
-/// The elements between raw video and the file.
+/// The elements between raw video and a file, or a stream.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Recipe {
     encoder: &'static str,
-    container: Container,
+    /// `None`: a stream, which has none.
+    container: Option<Container>,
 }
 
 impl Recipe {
-    /// Chooses an encoder for `container`.
+    /// Chooses an encoder for a file of `container`, or for a stream.
     ///
     /// # Errors
     /// A message with the packages that would help.
-    pub(super) fn choose(container: Container) -> Result<Self, String> {
+    pub(super) fn choose(container: Option<Container>) -> Result<Self, String> {
         Self::choose_from(container, elements::is_installed)
     }
 
-    fn choose_from(container: Container, is_installed: impl Fn(&str) -> bool) -> Result<Self, String> {
-        let muxer = muxer_name(container);
-        if !is_installed(muxer) {
-            return Err(format!(
-                "the GStreamer element {muxer} is not installed; install it: sudo apt install gstreamer1.0-plugins-good"
-            ));
+    fn choose_from(container: Option<Container>, is_installed: impl Fn(&str) -> bool) -> Result<Self, String> {
+        if let Some(muxer) = container.map(muxer_name).filter(|&muxer| !is_installed(muxer)) {
+            return Err(elements::missing(muxer));
         }
         if let Some(encoder) = H264_ENCODERS.into_iter().find(|name| is_installed(name)) {
             return Ok(Self { encoder, container });
         }
         match (container, is_installed(VP8_ENCODER)) {
-            (Container::Mkv, true) => Ok(Self { encoder: VP8_ENCODER, container }),
+            (Some(Container::Mkv) | None, true) => Ok(Self { encoder: VP8_ENCODER, container }),
             (_, has_vp8) => Err(format!(
                 "no H.264 encoder is installed ({}); install one: sudo apt install gstreamer1.0-plugins-ugly{}",
                 H264_ENCODERS.join(", "),
@@ -63,7 +61,7 @@ impl Recipe {
         matches!(self.encoder.as_bytes(), b"x264enc" | b"v4l2h264enc")
     }
 
-    /// Encoder, parser where needed, muxer: to be linked in this order.
+    /// Encoder, parser where needed, muxer of a file: to be linked in this order.
     ///
     /// # Errors
     /// A message naming an element that cannot be made.
@@ -77,26 +75,31 @@ impl Recipe {
             _ => vec![vp8(rate, size)?],
         };
         if self.encoder != VP8_ENCODER && (self.encoder != "x264enc" || elements::is_installed("h264parse")) {
-            chain.push(elements::make("h264parse")?);
+            let parser = elements::make("h264parse")?;
+            if self.container.is_none() {
+                // Before every key frame what a decoder must know, for those who begin to watch in the middle.
+                parser.set_property("config-interval", -1_i32);
+            }
+            chain.push(parser);
         }
-        chain.push(self.muxer(info)?);
+        chain.extend(self.container.map(|container| muxer(container, info)).transpose()?);
         Ok(chain)
     }
+}
 
-    fn muxer(self, info: &StreamInfo) -> Result<gst::Element, String> {
-        let muxer = elements::make(muxer_name(self.container))?;
-        if self.container == Container::Mp4 {
-            // An ordinary MP4 has its index at the end, and a process that is killed before leaves a file that nothing
-            // can play. Fragments of a second each carry their own index; at the end the file is rewritten into an
-            // ordinary one, in place.
-            muxer.set_property("fragment-duration", FRAGMENT_MS);
-            muxer.set_property_from_str("fragment-mode", "first-moov-then-finalise");
-            if info.frame_rate.is_none() {
-                muxer.set_property("trak-timescale", VARIABLE_RATE_TIMESCALE);
-            }
+fn muxer(container: Container, info: &StreamInfo) -> Result<gst::Element, String> {
+    let muxer = elements::make(muxer_name(container))?;
+    if container == Container::Mp4 {
+        // An ordinary MP4 has its index at the end, and a process that is killed before leaves a file that nothing
+        // can play. Fragments of a second each carry their own index; at the end the file is rewritten into an
+        // ordinary one, in place.
+        muxer.set_property("fragment-duration", FRAGMENT_MS);
+        muxer.set_property_from_str("fragment-mode", "first-moov-then-finalise");
+        if info.frame_rate.is_none() {
+            muxer.set_property("trak-timescale", VARIABLE_RATE_TIMESCALE);
         }
-        Ok(muxer)
     }
+    Ok(muxer)
 }
 
 const fn muxer_name(container: Container) -> &'static str {
@@ -176,7 +179,7 @@ mod tests {
     #[test]
     fn choice_of_the_encoder() {
         let choose = |container, installed: &[&str]| Recipe::choose_from(container, |name| installed.contains(&name));
-        let (mp4, mkv) = (Container::Mp4, Container::Mkv);
+        let (mp4, mkv) = (Some(Container::Mp4), Some(Container::Mkv));
         let name = |recipe: Result<Recipe, String>| recipe.map(|recipe| recipe.encoder);
         assert_eq!(name(choose(mp4, &["mp4mux", "openh264enc", "x264enc"])), Ok("x264enc"));
         assert_eq!(name(choose(mp4, &["mp4mux", "nvv4l2h264enc", "openh264enc"])), Ok("openh264enc"));
@@ -184,6 +187,8 @@ mod tests {
         let error = name(choose(mp4, &["mp4mux", "vp8enc"])).unwrap_err();
         assert!(error.contains("gstreamer1.0-plugins-ugly") && error.contains(".mkv"), "{error}");
         assert!(name(choose(mkv, &["x264enc"])).unwrap_err().contains("matroskamux"));
+        assert_eq!(name(choose(None, &["x264enc"])), Ok("x264enc"));
+        assert_eq!(name(choose(None, &["vp8enc"])), Ok("vp8enc"));
     }
 
     #[test]

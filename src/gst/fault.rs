@@ -3,7 +3,7 @@
 use super::elements;
 use crate::pipeline::ports::{SinkError, SourceError};
 use crate::pipeline::secret::SecretUrl;
-use crate::pipeline::spec::{SourceKind, SourceSpec};
+use crate::pipeline::spec::{SinkSpec, SourceKind, SourceSpec};
 use gstreamer as gst;
 use gstreamer::glib;
 
@@ -137,14 +137,10 @@ pub(super) fn source_error(spec: &SourceSpec, scrubber: &Scrubber, report: &Repo
         return stream(report.missing_plugin(&said));
     }
     let error = &report.error;
-    // rtspsrc reports a refusal of its credentials as a general failure to open.
-    let is_unauthorized =
-        error.matches(gst::ResourceError::NotAuthorized) || said.contains("Unauthorized") || said.contains("(401)");
     match &spec.kind {
-        SourceKind::Url(_) if is_unauthorized => request(format!(
-            "the server refuses the user or password ({said}); write them as rtsp://USER:PASSWORD@HOST/…, with special \
-             characters percent-encoded (@ is %40, : is %3A, / is %2F)"
-        )),
+        SourceKind::Url(_) if is_unauthorized(error, &said) => {
+            request(format!("the server refuses the user or password ({said}); {CREDENTIALS}"))
+        }
         SourceKind::Url(_) if error.matches(gst::ResourceError::NotFound) || said.contains("Not Found") => request(format!(
             "the server has no such stream or cannot be found ({said}); check host and path of the URL, the camera's manual \
              names the path"
@@ -199,28 +195,68 @@ fn is_format_trouble(error: &glib::Error, said: &str) -> bool {
     error.matches(gst::CoreError::Negotiation) || error.matches(gst::StreamError::Format) || said.contains("not-negotiated")
 }
 
-/// What an error means for a sink called `name`.
-pub(super) fn sink_error(name: &str, is_display: bool, report: &Report<'_>) -> SinkError {
-    let said = Scrubber::default().scrub(&report.said());
+/// Whether a server refuses what it was told of user and password. RTSP elements report it as a general failure to open.
+fn is_unauthorized(error: &glib::Error, said: &str) -> bool {
+    error.matches(gst::ResourceError::NotAuthorized) || said.contains("Unauthorized") || said.contains("(401)")
+}
+
+/// What helps where a server refuses user and password.
+const CREDENTIALS: &str =
+    "write them as rtsp://USER:PASSWORD@HOST/…, with special characters percent-encoded (@ is %40, : is %3A, / is %2F)";
+
+/// What an error means for a sink.
+pub(super) fn sink_error(spec: &SinkSpec, report: &Report<'_>) -> SinkError {
+    let said = match spec {
+        SinkSpec::Stream(url) => Scrubber { urls: vec![url.clone()] }.scrub(&report.said()),
+        _ => Scrubber::default().scrub(&report.said()),
+    };
     let error = &report.error;
+    if matches!(spec, SinkSpec::Stream(_)) {
+        return stream_sink_error(spec, &said, report);
+    }
     if error.matches(gst::ResourceError::NoSpaceLeft) || said.contains("No space left") {
         return SinkError::Write(format!(
-            "{name}: the disk is full ({said}); what was written so far can be played; make room or write elsewhere"
+            "{spec}: the disk is full ({said}); what was written so far can be played; make room or write elsewhere"
         ));
     }
-    if is_display {
+    if *spec == SinkSpec::Display {
         return SinkError::Write(format!(
             "display: the picture cannot be shown ({said}); if the window was closed, all is well; else write a file with --sink \
              out.mp4"
         ));
     }
     if error.matches(gst::ResourceError::OpenWrite) {
-        return SinkError::Request(format!("{name}: the file cannot be written ({said}); check folder and permissions"));
+        return SinkError::Request(format!("{spec}: the file cannot be written ({said}); check folder and permissions"));
     }
     SinkError::Write(format!(
-        "{name}: writing failed in element {} ({said}); what was written so far can be played",
+        "{spec}: writing failed in element {} ({said}); what was written so far can be played",
         report.element
     ))
+}
+
+fn stream_sink_error(spec: &SinkSpec, said: &str, report: &Report<'_>) -> SinkError {
+    let error = &report.error;
+    if is_unauthorized(error, said) {
+        return SinkError::Request(format!("{spec}: the server refuses the user or password ({said}); {CREDENTIALS}"));
+    }
+    if error.matches(gst::ResourceError::NotFound) || said.contains("Not Found") {
+        return SinkError::Request(format!(
+            "{spec}: the server takes no stream under this path, or cannot be found ({said}); check host and path of the URL"
+        ));
+    }
+    if error.is::<gst::ResourceError>() && report.element.starts_with("rtspclientsink") {
+        return SinkError::Write(format!(
+            "{spec}: the server does not take the stream ({said}); check that it runs, that host and port are right and that \
+             streams may be published under this path"
+        ));
+    }
+    SinkError::Write(format!("{spec}: the stream ended in element {} ({said})", report.element))
+}
+
+/// Whether a warning of a sink means that its stream is over: the server closed the connection.
+pub(super) fn ends_stream(spec: &SinkSpec, report: &Report<'_>) -> bool {
+    let is_sink = report.element.starts_with("rtspclientsink");
+    matches!(spec, SinkSpec::Stream(_)) && is_sink && report.error.matches(gst::ResourceError::Read)
 }
 
 #[cfg(test)]
@@ -287,6 +323,31 @@ mod tests {
             assert!(words.iter().all(|word| text.contains(word)), "{text}");
             assert!(!text.contains("canary") && !text.contains('\n') && !text.contains("gstrtspsrc.c"), "{text}");
         }
+    }
+
+    #[test]
+    fn errors_of_a_published_stream() {
+        let spec = SinkSpec::Stream(SecretUrl::new("rtsp://me:canary@host:8554/in?token=canary2".into()));
+        let with = |element: &str, error: glib::Error| {
+            let debug = "gstrtspclientsink.c(7): open (): /GstPipeline:p:\nrtsp://host:8554/in?token=canary2 and me:canary@host";
+            Report { element: element.into(), ..report(error, debug) }
+        };
+        let failed = || glib::Error::new(gst::ResourceError::OpenWrite, "Failed to connect.");
+        for (element, error, is_request, word) in [
+            ("rtspclientsink0", failed(), false, "check that it runs"),
+            ("rtspclientsink0", glib::Error::new(gst::ResourceError::OpenWrite, "Unauthorized"), true, "password"),
+            ("rtspclientsink0", glib::Error::new(gst::ResourceError::NotFound, "Not Found (404)"), true, "path"),
+            ("v4l2h264enc0", failed(), false, "in element v4l2h264enc0"),
+        ] {
+            let error = sink_error(&spec, &with(element, error));
+            assert_eq!(matches!(error, SinkError::Request(_)), is_request, "{error}");
+            let text = error.to_string();
+            assert!(text.contains(word) && !text.contains("canary") && !text.contains("played"), "{text}");
+        }
+        let closed = || glib::Error::new(gst::ResourceError::Read, "The server closed the connection.");
+        assert!(ends_stream(&spec, &with("rtspclientsink0", closed())));
+        assert!(!ends_stream(&spec, &with("rtspclientsink0", glib::Error::new(gst::ResourceError::Settings, "Latency."))));
+        assert!(!ends_stream(&SinkSpec::Display, &with("rtspclientsink0", closed())));
     }
 
     #[test]

@@ -1,4 +1,4 @@
-//! Sinks that GStreamer encodes or shows: video files and the screen.
+//! Sinks that GStreamer encodes or shows: video files, RTSP servers and the screen.
 //!
 //! Every sink is `appsrc → videoconvert → …`. A frame is copied into a buffer of a bounded pool, drawn on there (never
 //! in the decoder's own memory, which may be a reference frame) and pushed with the source's time, shifted to start at
@@ -6,7 +6,7 @@
 
 use super::caps::{self, video_format};
 use super::encoder::{FINISH_LIMIT, Recipe};
-use super::fault::{Report, sink_error};
+use super::fault::{Report, ends_stream, sink_error};
 use super::{elements, shut_down};
 use crate::frame::{ColorInfo, ColorMatrix, ColorRange, PictureMut, PictureRef, PixelFormat, PlaneMut, Stamps};
 use crate::pipeline::ports::{Draw, FrameSink, SinkError, StreamInfo};
@@ -17,7 +17,7 @@ use gstreamer_app as gst_app;
 use gstreamer_video as gst_video;
 use gstreamer_video::prelude::*;
 use std::io::ErrorKind;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -27,8 +27,11 @@ const MAX_WAITING: u32 = 2;
 /// Buffers of a pool: those that wait, those at work in the encoder or on the screen, and one to draw on.
 const POOL_BUFFERS: u32 = 8;
 
-/// How long nothing may move until the sink counts as broken.
+/// How long nothing may move, beyond the time of the frames, until the sink counts as broken.
 const STALL_LIMIT: Duration = Duration::from_secs(60);
+
+/// How long an RTSP server may take to answer; below [`FINISH_LIMIT`], so that what is told is that it does not.
+const ANSWER_LIMIT: Duration = Duration::from_secs(10);
 
 /// How long a sink may take to stop.
 const STOP_LIMIT: Duration = Duration::from_secs(5);
@@ -39,17 +42,16 @@ const DEFAULT_STEP: Duration = Duration::from_nanos(33_333_333);
 /// What the samples of a grey picture mean.
 const GREY: ColorInfo = ColorInfo { matrix: ColorMatrix::Bt601, range: ColorRange::Full };
 
-/// Where the frames go.
-#[derive(Debug)]
-enum Target {
-    File { path: PathBuf, recipe: Recipe },
-    Display,
-}
+/// What hands a stream to an RTSP server (RFC 2326, RECORD).
+const PUBLISHER: &str = "rtspclientsink";
 
 /// A sink behind a GStreamer pipeline.
 pub(super) struct PipelineSink {
+    spec: SinkSpec,
+    /// Without credentials.
     name: String,
-    target: Target,
+    /// How pictures are encoded; `None`: they are not.
+    recipe: Option<Recipe>,
     open: Option<Open>,
 }
 
@@ -63,6 +65,8 @@ struct Open {
     timing: Timing,
     n_pushed: u64,
     is_playing: bool,
+    /// Frames leave at their times, not as soon as they can.
+    is_timed: bool,
     /// The file was not there before.
     is_new: bool,
 }
@@ -71,47 +75,39 @@ impl PipelineSink {
     /// Checks that the sink can work; writes nothing.
     pub(super) fn open(spec: &SinkSpec) -> Result<Self, SinkError> {
         let name = spec.to_string();
-        let target = match spec {
+        let choose = |container| Recipe::choose(container).map_err(|text| SinkError::Request(format!("{name}: {text}")));
+        let recipe = match spec {
             SinkSpec::File { path, container } => {
                 let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
                 if !folder.is_dir() {
                     let folder = folder.display();
                     return Err(SinkError::Request(format!("{name}: there is no folder {folder}; make it: mkdir -p '{folder}'")));
                 }
-                let recipe = Recipe::choose(*container).map_err(|text| SinkError::Request(format!("{name}: {text}")))?;
-                Target::File { path: path.clone(), recipe }
+                Some(choose(Some(*container))?)
             }
-            SinkSpec::Display => Target::Display,
+            SinkSpec::Stream(_) if !elements::is_installed(PUBLISHER) => {
+                return Err(SinkError::Request(format!("{name}: {}", elements::missing(PUBLISHER))));
+            }
+            SinkSpec::Stream(_) => Some(choose(None)?),
+            SinkSpec::Display => None,
             SinkSpec::None => return Err(SinkError::Request("none: no element shows nothing; leave the sink out".into())),
         };
-        Ok(Self { name, target, open: None })
+        Ok(Self { spec: spec.clone(), name, recipe, open: None })
     }
 
     /// Builds the elements behind the appsrc.
     fn chain(&self, info: &StreamInfo) -> Result<Vec<gst::Element>, String> {
         let mut chain = vec![elements::make("videoconvert")?];
-        match &self.target {
-            Target::File { path, recipe } => {
-                let size = encoded_size((info.width, info.height));
-                let scale = elements::make("videoscale")?;
-                scale.set_property("add-borders", true);
-                let filter = elements::make("capsfilter")?;
-                filter.set_property("caps", encoded_caps(info, size, *recipe)?);
-                chain.extend([scale, filter]);
-                chain.extend(recipe.elements(info, size)?);
-                let file = elements::make("filesink")?;
-                file.set_property("location", path.to_str().ok_or("the path is not UTF-8; rename it")?);
-                chain.push(file);
-            }
-            Target::Display => {
-                let screen = screen()?;
-                // A live picture is shown when it comes, a file at its own pace.
-                screen.set_property("sync", !info.is_live);
-                // Every frame here has been worked for: a late one is shown late.
-                screen.set_property("max-lateness", -1_i64);
-                chain.push(screen);
-            }
+        if let Some(recipe) = self.recipe {
+            let size = encoded_size((info.width, info.height));
+            let scale = elements::make("videoscale")?;
+            scale.set_property("add-borders", true);
+            let filter = elements::make("capsfilter")?;
+            filter.set_property("caps", encoded_caps(info, size, recipe)?);
+            chain.extend([scale, filter]);
+            chain.extend(recipe.elements(info, size)?);
         }
+        chain.extend(end(&self.spec, info)?);
         Ok(chain)
     }
 
@@ -131,7 +127,7 @@ impl FrameSink for PipelineSink {
         gst::Element::link_many(&all).map_err(|error| self.request(error))?;
         let status = Arc::new(Status::default());
         status.count_departures(&source);
-        status.listen(&pipeline, self.name.clone(), matches!(self.target, Target::Display));
+        status.listen(&pipeline, self.spec.clone());
         let step = info.frame_rate.map(|(numerator, denominator)| {
             Duration::from_nanos(u64::from(denominator) * 1_000_000_000 / u64::from(numerator.max(1)))
         });
@@ -145,19 +141,20 @@ impl FrameSink for PipelineSink {
             timing,
             n_pushed: 0,
             is_playing: false,
+            is_timed: !matches!(self.spec, SinkSpec::File { .. }),
             is_new: false,
         };
-        match &self.target {
+        match &self.spec {
             // A video that is there stays until a frame takes its place.
-            Target::File { path, .. } => open.is_new = probe(path)?,
-            Target::Display => open.play(&self.name)?,
+            SinkSpec::File { path, .. } => open.is_new = probe(path)?,
+            _ => open.play(&self.name)?,
         }
         self.open = Some(open);
         Ok(())
     }
 
     fn push(&mut self, picture: &PictureRef<'_>, stamps: &Stamps, draw: &mut Draw<'_>) -> Result<(), SinkError> {
-        let pads_to_even = matches!(self.target, Target::File { .. });
+        let pads_to_even = self.recipe.is_some();
         let Some(open) = &mut self.open else { return Err(SinkError::Write(format!("{}: it is closed", self.name))) };
         open.push(picture, stamps, draw, pads_to_even, &self.name)
     }
@@ -168,13 +165,13 @@ impl FrameSink for PipelineSink {
         let is_stopped = shut_down(&open.pipeline, STOP_LIMIT);
         if open.n_pushed == 0
             && open.is_new
-            && let Target::File { path, .. } = &self.target
+            && let SinkSpec::File { path, .. } = &self.spec
         {
             // A file without a frame is none; it was made by `start`, so it may go.
             let _ = std::fs::remove_file(path);
         }
         if end.is_ok() && !is_stopped {
-            return Err(SinkError::Write(format!("{}: it did not close in time; the file may lack its last second", self.name)));
+            return Err(SinkError::Write(format!("{}: it did not close in time; its last second may be missing", self.name)));
         }
         end
     }
@@ -216,7 +213,8 @@ impl Open {
         if !self.is_playing {
             self.play(name)?;
         }
-        self.status.wait_for_room(name)?;
+        let limit = STALL_LIMIT + self.ahead();
+        self.status.wait_for_room(limit, name)?;
         let failed = |what: &str| SinkError::Write(format!("{name}: {what}"));
         if self.pool.as_ref().is_none_or(|pool| !pool.fits(picture)) {
             let pool = Pool::new(picture, pads_to_even, self.frame_rate).map_err(|text| failed(&text))?;
@@ -225,7 +223,7 @@ impl Open {
             self.pool = Some(pool);
         }
         let Some(pool) = &self.pool else { return Err(failed("no memory")) };
-        let mut buffer = self.status.wait_for_buffer(pool, name)?;
+        let mut buffer = self.status.wait_for_buffer(pool, limit, name)?;
         let writable = buffer.get_mut().ok_or_else(|| failed("a buffer of the pool is shared"))?;
         let time = self.timing.shift(stamps);
         writable.set_pts(gst::ClockTime::try_from(time).ok());
@@ -240,21 +238,31 @@ impl Open {
         Ok(())
     }
 
+    /// How long until the last frame is due, where frames leave at their times.
+    fn ahead(&self) -> Duration {
+        let now = self.pipeline.current_running_time().map_or(Duration::ZERO, Duration::from);
+        match self.is_timed {
+            true => self.timing.last.unwrap_or_default().saturating_sub(now),
+            false => Duration::ZERO,
+        }
+    }
+
     /// Sends the end of the stream and waits until it has passed everything.
     fn end(&self, name: &str) -> Result<(), SinkError> {
         if self.n_pushed == 0 || self.status.lock().is_reported {
             return Ok(());
         }
+        let limit = FINISH_LIMIT + self.ahead();
         if self.source.end_of_stream().is_ok() {
-            self.status.wait_for_end();
+            self.status.wait_for_end(limit);
         }
         let status = self.status.lock();
         match &status.error {
             Some(error) => Err(error.clone()),
             None if status.is_at_end => Ok(()),
             None => Err(SinkError::Write(format!(
-                "{name}: it could not be finalised within {} s; what was written so far can be played",
-                FINISH_LIMIT.as_secs()
+                "{name}: it could not be finalised within {} s; what was written so far stays",
+                limit.as_secs()
             ))),
         }
     }
@@ -308,7 +316,7 @@ impl Status {
     }
 
     /// Takes errors and the end from the bus, in the thread that posts them.
-    fn listen(self: &Arc<Self>, pipeline: &gst::Pipeline, name: String, is_display: bool) {
+    fn listen(self: &Arc<Self>, pipeline: &gst::Pipeline, spec: SinkSpec) {
         let status = Arc::clone(self);
         let Some(bus) = pipeline.bus() else { return };
         bus.set_sync_handler(move |_, message| {
@@ -316,8 +324,16 @@ impl Status {
                 gst::MessageView::Error(error) => {
                     let element = error.src().map(|source| source.name().to_string()).unwrap_or_default();
                     let report = Report { error: error.error(), debug: error.debug(), element, missing: &[] };
-                    let error = sink_error(&name, is_display, &report);
+                    let error = sink_error(&spec, &report);
                     status.change(|state| _ = state.error.get_or_insert(error));
+                }
+                gst::MessageView::Warning(warning) => {
+                    let element = warning.src().map(|source| source.name().to_string()).unwrap_or_default();
+                    let report = Report { error: warning.error(), debug: warning.debug(), element, missing: &[] };
+                    if ends_stream(&spec, &report) {
+                        let error = sink_error(&spec, &report);
+                        status.change(|state| _ = state.error.get_or_insert(error));
+                    }
                 }
                 gst::MessageView::Eos(_) => status.change(|state| state.is_at_end = true),
                 _ => {}
@@ -339,48 +355,46 @@ impl Status {
     }
 
     /// Waits until a frame may be pushed.
-    fn wait_for_room(&self, name: &str) -> Result<(), SinkError> {
-        let state = self.wait(self.lock(), STALL_LIMIT, |state| state.error.is_none() && state.n_waiting >= MAX_WAITING);
-        self.go_on(state, |state| state.n_waiting < MAX_WAITING, name)
+    fn wait_for_room(&self, limit: Duration, name: &str) -> Result<(), SinkError> {
+        let state = self.wait(self.lock(), limit, |state| state.error.is_none() && state.n_waiting >= MAX_WAITING);
+        let has_room = state.n_waiting < MAX_WAITING;
+        self.fail_if_failed(state)?;
+        if has_room { Ok(()) } else { Err(stalled(limit, name)) }
     }
 
-    fn go_on(&self, state: MutexGuard<'_, State>, is_fine: impl Fn(&State) -> bool, name: &str) -> Result<(), SinkError> {
-        let (is_failed, is_fine) = (state.error.is_some(), is_fine(&state));
+    fn fail_if_failed(&self, state: MutexGuard<'_, State>) -> Result<(), SinkError> {
+        let is_failed = state.error.is_some();
         drop(state);
-        match (is_failed.then(|| self.error()).flatten(), is_fine) {
-            (Some(error), _) => Err(error),
-            (None, true) => Ok(()),
-            (None, false) => Err(stalled(name)),
-        }
+        is_failed.then(|| self.error()).flatten().map_or(Ok(()), Err)
     }
 
     /// A buffer of the pool; waits while all are in use.
-    fn wait_for_buffer(&self, pool: &Pool, name: &str) -> Result<gst::Buffer, SinkError> {
+    fn wait_for_buffer(&self, pool: &Pool, limit: Duration, name: &str) -> Result<gst::Buffer, SinkError> {
         const STEP: Duration = Duration::from_millis(5);
         let params = gst::BufferPoolAcquireParams::with_flags(gst::BufferPoolAcquireFlags::DONTWAIT);
         let mut waited = Duration::ZERO;
         loop {
             match pool.pool.acquire_buffer(Some(&params)) {
                 Ok(buffer) => return Ok(buffer),
-                Err(gst::FlowError::Eos) if waited < STALL_LIMIT => {
+                Err(gst::FlowError::Eos) if waited < limit => {
                     // Buffers come back without a word.
                     let state = self.wait(self.lock(), STEP, |state| state.error.is_none());
-                    self.go_on(state, |_| true, name)?;
+                    self.fail_if_failed(state)?;
                     waited += STEP;
                 }
-                Err(gst::FlowError::Eos) => return Err(stalled(name)),
+                Err(gst::FlowError::Eos) => return Err(stalled(limit, name)),
                 Err(error) => return Err(SinkError::Write(format!("{name}: no memory for a frame ({error})"))),
             }
         }
     }
 
-    fn wait_for_end(&self) {
-        drop(self.wait(self.lock(), FINISH_LIMIT, |state| state.error.is_none() && !state.is_at_end));
+    fn wait_for_end(&self, limit: Duration) {
+        drop(self.wait(self.lock(), limit, |state| state.error.is_none() && !state.is_at_end));
     }
 }
 
-fn stalled(name: &str) -> SinkError {
-    SinkError::Write(format!("{name}: nothing moved for {} s; the disk or the encoder hangs", STALL_LIMIT.as_secs()))
+fn stalled(limit: Duration, name: &str) -> SinkError {
+    SinkError::Write(format!("{name}: nothing moved for {} s; the disk, the server or the encoder hangs", limit.as_secs()))
 }
 
 /// Time of a frame in the output.
@@ -550,6 +564,40 @@ fn encoded_caps(info: &StreamInfo, (width, height): (usize, usize), recipe: Reci
 /// Elements that show pictures, best first. autovideosink is not among them: it tries whatever is installed, and some
 /// of that crashes on a machine without a screen.
 const SCREENS: [&str; 7] = ["waylandsink", "xvimagesink", "glimagesink", "ximagesink", "nv3dsink", "nvdrmvideosink", "kmssink"];
+
+/// The element at the end of a chain.
+fn end(spec: &SinkSpec, info: &StreamInfo) -> Result<Option<gst::Element>, String> {
+    let element = match spec {
+        SinkSpec::File { path, .. } => {
+            let file = elements::make("filesink")?;
+            file.set_property("location", path.to_str().ok_or("the path is not UTF-8; rename it")?);
+            file
+        }
+        SinkSpec::Stream(url) => {
+            let server = elements::make(PUBLISHER)?;
+            server.set_property("location", url.without_credentials());
+            if let Some((user, password)) = url.plain_credentials() {
+                server.set_property("user-id", user);
+                server.set_property("user-pw", password);
+            }
+            server.set_property_from_str("protocols", "tcp");
+            server.set_property("tcp-timeout", u64::try_from(ANSWER_LIMIT.as_micros()).unwrap_or(u64::MAX));
+            // The connection alone would come back, over TCP as well, and frames would go to a server that expects none.
+            server.set_property("udp-reconnect", false);
+            server
+        }
+        SinkSpec::Display => {
+            let screen = screen()?;
+            // A live picture is shown when it comes, a file at its own pace.
+            screen.set_property("sync", !info.is_live);
+            // Every frame here has been worked for: a late one is shown late.
+            screen.set_property("max-lateness", -1_i64);
+            screen
+        }
+        SinkSpec::None => return Ok(None),
+    };
+    Ok(Some(element))
+}
 
 /// The first element that finds a screen.
 fn screen() -> Result<gst::Element, String> {

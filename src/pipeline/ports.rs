@@ -197,7 +197,7 @@ pub trait FrameSink: Send {
     fn start(&mut self, info: &StreamInfo) -> Result<(), SinkError>;
 
     /// Copies `picture` into memory of its own, lets `draw` draw on the copy, and passes it on with the stamps of the
-    /// frame. Blocks while the sink is busy, if it is a file.
+    /// frame. Blocks while the sink is busy.
     ///
     /// # Errors
     /// [`SinkError`] when writing failed.

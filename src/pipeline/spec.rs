@@ -190,7 +190,7 @@ impl SpecError {
 
 const SOURCES: &str = "a source is a video file, a folder of pictures, rtsp://…, http://…, v4l2:///dev/video0, libcamera://, \
                        csi://0, test:// or launch:ELEMENTS";
-const SINKS: &str = "a sink is a file ending in .mp4 or .mkv, `display` or `none`";
+const SINKS: &str = "a sink is a file ending in .mp4 or .mkv, rtsp://… of a server, `display` or `none`";
 
 impl SourceSpec {
     /// A source with default latency and timeout.
@@ -218,18 +218,13 @@ impl SourceSpec {
             return Ok(Self::new(SourceKind::Launch(elements.trim().to_owned())));
         }
         let Some((scheme, rest)) = uri.split_once("://") else {
+            refuse_half_url(uri)?;
             return Ok(Self::new(path_source(&base.join(uri))));
         };
         let kind = match scheme {
             "file" => path_source(&file_path(uri, rest)?),
             "rtsp" | "rtsps" | "http" | "https" | "rtmp" | "udp" | "srt" => {
-                let url = SecretUrl::new(uri.to_owned());
-                let host = url.without_credentials();
-                let host = host.split_once("://").map_or("", |(_, rest)| rest);
-                if host.is_empty() || host.starts_with(['/', '?', ':']) && scheme != "udp" && scheme != "srt" {
-                    return Err(SpecError::new(&url, "no host in the URL", "write it as rtsp://HOST[:PORT]/PATH"));
-                }
-                SourceKind::Url(url)
+                SourceKind::Url(network_url(uri, matches!(scheme, "udp" | "srt"))?)
             }
             "v4l2" => {
                 let query = Query::parse(uri, rest, &["width", "height", "fps"])?;
@@ -309,6 +304,27 @@ impl fmt::Display for SourceSpec {
             SourceKind::Launch(_) => f.write_str("launch"),
         }
     }
+}
+
+/// A slash that was forgotten makes a path of a URL, which would be shown with its password.
+fn refuse_half_url(uri: &str) -> Result<(), SpecError> {
+    match uri.split_once(':') {
+        Some((scheme @ ("rtsp" | "rtsps" | "http" | "https" | "rtmp" | "srt"), _)) => {
+            Err(SpecError::new(format!("{scheme}:"), "two slashes must follow", "write it as rtsp://HOST[:PORT]/PATH"))
+        }
+        _ => Ok(()),
+    }
+}
+
+/// A URL with a host; `may_listen`: one without receives on this machine.
+fn network_url(uri: &str, may_listen: bool) -> Result<SecretUrl, SpecError> {
+    let url = SecretUrl::new(uri.to_owned());
+    let bare = url.without_credentials();
+    let host = bare.split_once("://").map_or("", |(_, rest)| rest);
+    if host.is_empty() || host.starts_with(['/', '?', ':']) && !may_listen {
+        return Err(SpecError::new(&url, "no host in the URL", "write it as rtsp://HOST[:PORT]/PATH"));
+    }
+    Ok(url)
 }
 
 /// The path of a `file://` URL (RFC 8089): of this machine, with percent-encoded bytes.
@@ -417,6 +433,8 @@ pub enum SinkSpec {
         /// Its format.
         container: Container,
     },
+    /// To an RTSP server, which hands them on to those who watch: rtsp, rtsps.
+    Stream(SecretUrl),
     /// Onto the screen.
     Display,
 }
@@ -435,11 +453,15 @@ impl SinkSpec {
         }
         let path = match uri.split_once("://") {
             Some(("file", rest)) => file_path(uri, rest)?,
+            Some(("rtsp" | "rtsps", _)) => return Ok(Self::Stream(network_url(uri, false)?)),
             Some((scheme, _)) => {
                 let url = SecretUrl::new(uri.to_owned());
                 return Err(SpecError::new(url, format!("`{scheme}` is no kind of sink"), SINKS));
             }
-            None => base.join(uri),
+            None => {
+                refuse_half_url(uri)?;
+                base.join(uri)
+            }
         };
         let extension = path.extension().map(|extension| extension.to_string_lossy().to_lowercase());
         let container = match extension.as_deref() {
@@ -459,6 +481,7 @@ impl fmt::Display for SinkSpec {
         match self {
             Self::None => f.write_str("none"),
             Self::File { path, .. } => write!(f, "{}", path.display()),
+            Self::Stream(url) => write!(f, "{url}"),
             Self::Display => f.write_str("display"),
         }
     }
@@ -532,10 +555,17 @@ mod tests {
         assert_eq!(parse("display"), Ok(SinkSpec::Display));
         assert_eq!(parse("out/a.MP4"), Ok(SinkSpec::File { path: "/base/out/a.MP4".into(), container: Container::Mp4 }));
         assert_eq!(parse("a.mkv"), Ok(SinkSpec::File { path: "/base/a.mkv".into(), container: Container::Mkv }));
-        for (uri, named) in [("", "empty"), ("a.avi", ".avi"), ("a", "not named"), ("rtsp://host/x", "`rtsp`")] {
+        let url = "rtsp://me:canary@host:8554/x?token=canary2";
+        assert_eq!(parse(url), Ok(SinkSpec::Stream(SecretUrl::new(url.into()))));
+        let shown = format!("{} {:?}", parse(url).unwrap(), parse(url));
+        assert!(shown.contains("rtsp://***@host:8554/x") && !shown.contains("canary"), "{shown}");
+        for (uri, named) in [("", "empty"), ("a.avi", ".avi"), ("a", "not named"), ("rtmp://host/x", "`rtmp`")] {
             let error = parse(uri).unwrap_err().to_string();
             assert!(error.contains(named) && error.contains(".mkv"), "{uri}: {error}");
         }
+        assert!(parse("rtsp:///x").unwrap_err().to_string().contains("no host"));
+        let error = parse("rtsp:/me:canary@host/x").unwrap_err().to_string();
+        assert!(error.contains("two slashes") && !error.contains("canary"), "{error}");
     }
 
     #[test]

@@ -3,6 +3,8 @@
 #![cfg(feature = "gst")]
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
+mod rtsp;
+
 use fovea::frame::{ColorInfo, ColorMatrix, ColorRange, Frame, FrameId, PictureRef, PixelFormat, PlaneRef, Stamps};
 use fovea::gst::{open_sink, open_source};
 use fovea::pipeline::clock::Stopwatch;
@@ -518,6 +520,51 @@ fn a_stopped_source_accounts_for_every_frame() {
         source.stop();
         let record = recorder.record.lock().unwrap();
         assert!(record.is_balanced() && record.frames.len() == 5, "{record:?}");
+    });
+}
+
+/// Takes its time for what cannot be read, and has been asked to stop.
+struct Stopped(Arc<Recorder>);
+
+impl Inlet for Stopped {
+    fn captured(&self) {
+        self.0.captured();
+    }
+
+    fn deliver(&self, frame: Frame) -> bool {
+        self.0.deliver(frame)
+    }
+
+    fn drop_frame(&self, cause: DropCause) {
+        self.0.drop_frame(cause);
+        std::thread::sleep(Duration::from_millis(20));
+    }
+
+    fn now(&self) -> Duration {
+        self.0.now()
+    }
+
+    fn is_stopped(&self) -> bool {
+        true
+    }
+
+    fn finish(&self, end: Result<(), SourceError>) {
+        self.0.finish(end);
+    }
+}
+
+#[test]
+fn a_stop_does_not_wait_for_a_good_picture() {
+    within_limit(|| {
+        let folder = tempfile::tempdir().unwrap();
+        // For 40 s.
+        for idx in 0..2000 {
+            std::fs::write(folder.path().join(format!("{idx}.jpg")), "not a picture").unwrap();
+        }
+        let recorder = Recorder::new();
+        let error = open_source(&source(folder.path().to_str().unwrap())).unwrap().start(Arc::new(Stopped(recorder.clone())));
+        let record = recorder.record.lock().unwrap();
+        assert!(error.is_err() && record.is_balanced() && record.captured < 1000, "{error:?}, {} captured", record.captured);
     });
 }
 

@@ -151,7 +151,7 @@ pub struct QueueConfig {
 #[derive(Debug, Clone, PartialEq, Default, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct SinkConfig {
-    /// A file ending in .mp4 or .mkv, `"display"` or `"none"`; default `"none"`.
+    /// A file ending in .mp4 or .mkv, `rtsp://…` of a server, `"display"` or `"none"`; default `"none"`.
     pub uri: Option<String>,
 }
 
@@ -456,19 +456,37 @@ fn stream_name(source: &SourceSpec) -> String {
     path.file_name().map_or_else(|| source.to_string(), |name| name.to_string_lossy().into_owned())
 }
 
+/// A key whose value cannot be: what was found, what it must be.
+type Wrong = (&'static str, String, String);
+
 fn read_source(config: &SourceConfig, base: &Path, file: &str) -> Result<SourceSpec, ConfigError> {
-    let error =
-        |key: &'static str, found: String, expected: String| ConfigError::Value { path: file.to_owned(), key, found, expected };
+    let in_file = |(key, found, expected): Wrong| ConfigError::Value { path: file.to_owned(), key, found, expected };
     let mut source = match (&config.uri, &config.launch) {
         (Some(uri), None) => {
             SourceSpec::parse(uri, base).map_err(|source| ConfigError::Spec { path: file.to_owned(), source })?
         }
         (None, Some(elements)) => SourceSpec::new(SourceKind::Launch(elements.clone())),
-        (Some(_), Some(_)) => return Err(error("source.launch", "given beside `uri`".into(), "write one of them".into())),
+        (Some(_), Some(_)) => {
+            return Err(in_file(("source.launch", "given beside `uri`".into(), "write one of them".into())));
+        }
         (None, None) => {
-            return Err(error("source.uri", "missing".into(), "name a file, a URL, a camera, or give `launch`".into()));
+            let expected = "name a file, a URL, a camera, or give `launch`";
+            return Err(in_file(("source.uri", "missing".into(), expected.into())));
         }
     };
+    let used = set_picture(config, &mut source.kind).map_err(in_file)?;
+    refuse_unused(config, used, &source).map_err(in_file)?;
+    set_times(config, &mut source).map_err(in_file)?;
+    match config.rtsp_transport {
+        Some(Transport::Tcp) => source.rtsp_transport = RtspTransport::Tcp,
+        Some(Transport::Udp) => source.rtsp_transport = RtspTransport::Udp,
+        None => {}
+    }
+    Ok(source)
+}
+
+/// Size, rate and pattern of the frames; returns the keys that say something about this kind of source.
+fn set_picture(config: &SourceConfig, kind: &mut SourceKind) -> Result<&'static [&'static str], Wrong> {
     let rate = config.fps.as_ref().map(|rate| {
         let text = match rate {
             Rate::Whole(fps) => fps.to_string(),
@@ -476,40 +494,42 @@ fn read_source(config: &SourceConfig, base: &Path, file: &str) -> Result<SourceS
             Rate::Text(text) => text.clone(),
         };
         let expected = "it must be frames per second: 30, 29.97 or \"30000/1001\", at most 1000";
-        FrameRate::parse(&text).ok_or_else(|| error("source.fps", text, expected.into()))
+        FrameRate::parse(&text).ok_or_else(|| ("source.fps", text, expected.into()))
     });
     let rate = rate.transpose()?;
     for (key, side) in [("source.width", config.width), ("source.height", config.height)] {
         if let Some(side) = side.filter(|&side| !spec::is_side(side)) {
-            return Err(error(key, side.to_string(), "it must be 1 to 16384 pixels".into()));
+            return Err((key, side.to_string(), "it must be 1 to 16384 pixels".into()));
         }
     }
-    // Keys that say something about this kind of source; the others are refused rather than ignored.
-    let mut used: &[&str] = &[];
-    match &mut source.kind {
+    Ok(match kind {
         SourceKind::V4l2 { mode, .. } | SourceKind::Libcamera { mode, .. } | SourceKind::Csi { mode, .. } => {
-            used = &["source.width", "source.height", "source.fps"];
             let CameraMode { width, height, frame_rate } = *mode;
             *mode =
                 CameraMode { width: config.width.or(width), height: config.height.or(height), frame_rate: rate.or(frame_rate) };
+            &["source.width", "source.height", "source.fps"]
         }
         SourceKind::Test { pattern, width, height, frame_rate, n_frames } => {
-            used = &["source.width", "source.height", "source.fps", "source.frames", "source.pattern"];
             (*width, *height) = (config.width.unwrap_or(*width), config.height.unwrap_or(*height));
             *frame_rate = rate.unwrap_or(*frame_rate);
             *n_frames = config.frames.or(*n_frames);
             if let Some(name) = &config.pattern {
                 let expected = "it must be a pattern of videotestsrc, such as \"smpte\" or \"ball\"";
-                *pattern = spec::read_pattern(name).ok_or_else(|| error("source.pattern", name.clone(), expected.into()))?;
+                *pattern = spec::read_pattern(name).ok_or_else(|| ("source.pattern", name.clone(), expected.into()))?;
             }
+            &["source.width", "source.height", "source.fps", "source.frames", "source.pattern"]
         }
         SourceKind::Images { frame_rate, .. } => {
-            used = &["source.fps"];
             *frame_rate = rate.unwrap_or(*frame_rate);
+            &["source.fps"]
         }
-        SourceKind::Url(_) => used = &["source.latency_ms", "source.rtsp_transport"],
-        SourceKind::File(_) | SourceKind::Launch(_) => {}
-    }
+        SourceKind::Url(_) => &["source.latency_ms", "source.rtsp_transport"],
+        SourceKind::File(_) | SourceKind::Launch(_) => &[],
+    })
+}
+
+/// Keys that say nothing about this kind of source are refused rather than ignored.
+fn refuse_unused(config: &SourceConfig, used: &[&str], source: &SourceSpec) -> Result<(), Wrong> {
     let given = [
         ("source.width", config.width.is_some()),
         ("source.height", config.height.is_some()),
@@ -519,34 +539,33 @@ fn read_source(config: &SourceConfig, base: &Path, file: &str) -> Result<SourceS
         ("source.latency_ms", config.latency_ms.is_some()),
         ("source.rtsp_transport", config.rtsp_transport.is_some()),
     ];
-    if let Some((key, _)) = given.into_iter().find(|(key, given)| *given && !used.contains(key)) {
-        return Err(error(key, "given".into(), format!("it says nothing about {source}: remove it")));
+    match given.into_iter().find(|(key, given)| *given && !used.contains(key)) {
+        Some((key, _)) => Err((key, "given".into(), format!("it says nothing about {source}: remove it"))),
+        None => Ok(()),
     }
+}
+
+/// How long to buffer, to wait and to try again.
+fn set_times(config: &SourceConfig, source: &mut SourceSpec) -> Result<(), Wrong> {
     if let Some(latency_ms) = config.latency_ms {
         if latency_ms > 60_000 {
-            return Err(error("source.latency_ms", latency_ms.to_string(), "it must be 0 to 60000 milliseconds".into()));
+            return Err(("source.latency_ms", latency_ms.to_string(), "it must be 0 to 60000 milliseconds".into()));
         }
         source.latency = Duration::from_millis(latency_ms);
     }
     if let Some(timeout_s) = config.timeout_s {
         if !(1..=600).contains(&timeout_s) {
-            return Err(error("source.timeout_s", timeout_s.to_string(), "it must be 1 to 600 seconds".into()));
+            return Err(("source.timeout_s", timeout_s.to_string(), "it must be 1 to 600 seconds".into()));
         }
         source.timeout = Duration::from_secs(timeout_s);
     }
     if let Some(reconnect_s) = config.reconnect_s {
         if reconnect_s > 86_400 {
-            return Err(error("source.reconnect_s", reconnect_s.to_string(), "it must be 0 to 86400 seconds".into()));
+            return Err(("source.reconnect_s", reconnect_s.to_string(), "it must be 0 to 86400 seconds".into()));
         }
         source.reconnect = Some(Duration::from_secs(reconnect_s));
     }
-    if let Some(transport) = config.rtsp_transport {
-        source.rtsp_transport = match transport {
-            Transport::Tcp => RtspTransport::Tcp,
-            Transport::Udp => RtspTransport::Udp,
-        };
-    }
-    Ok(source)
+    Ok(())
 }
 
 /// An error of the TOML reader with line, table and the nearest known key. Lines are not quoted and URLs are redacted:
@@ -739,6 +758,10 @@ mod tests {
             "[source]\nuri = 'rtsp://me:canary@h/1'\npattern = 'x'",
             "[source]\nuri = 'rtsp://me:canary@h/1",
             "[source]\nuri = 'ftp://me:canary@h/1'",
+            "[source]\nuri = 'rtsp:/me:canary@h/1'",
+            "[sink]\nuri = 'rtmp://me:canary@h/1'",
+            "[sink]\nuri = 'rtsp://me:canary@/1'",
+            "[sink]\nurl = 'rtsp://me:canary@h/1'",
             "[source]\nurl = 'rtsp://me:canary@h/1'",
             "[source]\nwidth = 'rtsp://me:canary@h/1'",
             "[source]\nwidth = 'rtsp://me:canary#1@h/1'",

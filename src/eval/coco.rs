@@ -148,3 +148,30 @@ impl CocoDataset {
         Ok(dataset)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::{Value, json};
+
+    #[test]
+    fn what_does_not_fit_together_is_named() {
+        let image = |id: u64| json!({"id": id, "file_name": "a.png", "width": 9, "height": 9});
+        let annotation =
+            |image: u64, category: u32| json!({"id": 5, "image_id": image, "category_id": category, "bbox": [1, 1, 2, 2]});
+        let car = json!({"id": 3, "name": "car"});
+        let read = |images: Value, categories: Value, annotations: Value| {
+            let all = json!({"images": images, "categories": categories, "annotations": annotations});
+            CocoDataset::parse(&all.to_string()).map(|dataset| dataset.images.len())
+        };
+        assert_eq!(read(json!([image(1), image(2)]), json!([car]), json!([annotation(2, 3)])), Ok(2));
+        assert_eq!(read(json!([image(1), image(1)]), json!([car]), json!([])), Err(CocoError::DuplicateImage(1)));
+        let twice = json!([car, {"id": 3, "name": "bus"}]);
+        assert_eq!(read(json!([image(1)]), twice, json!([])), Err(CocoError::DuplicateCategory(3)));
+        let strange = read(json!([image(1)]), json!([car]), json!([annotation(2, 3)]));
+        assert_eq!(strange, Err(CocoError::UnknownImage { annotation: 5, image: 2 }));
+        let strange = read(json!([image(1)]), json!([car]), json!([annotation(1, 4)]));
+        assert_eq!(strange, Err(CocoError::UnknownCategory { annotation: 5, category: 4 }));
+        assert!(matches!(CocoDataset::parse("{"), Err(CocoError::Syntax(_))));
+    }
+}

@@ -292,6 +292,17 @@ mod tests {
         assert_eq!(load_with(serde_json::json!({"categories": [], "annotations": of(1)})).unwrap(), 2);
     }
 
+    #[cfg(target_os = "linux")]
+    #[test]
+    fn data_that_no_memory_holds_is_refused_before_it_is_decoded() {
+        let (_dir, mut folder) = folder();
+        folder.coco.images[1].width = 1_000_000;
+        folder.coco.images[1].height = 1_000_000;
+        let refused = load(&folder, &["a".to_owned()], None, ScoreBands { positive: 0.45, ignore: 0.2 }).err().unwrap();
+        let text = format!("{refused:#}");
+        assert!(text.contains("its 2 pictures take 3000.0 GB decoded") && text.contains("scale them down"), "{text}");
+    }
+
     #[cfg(unix)]
     #[test]
     fn linked_folders_are_looked_into_once() {

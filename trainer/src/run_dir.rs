@@ -172,3 +172,24 @@ fn digest(example: &Example) -> [u8; 32] {
     digest.update(example.is_known.iter().map(|&known| u8::from(known)).collect::<Vec<u8>>());
     digest.finalize().into()
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn weights_of_others_are_not_written_into_a_run() {
+        let folder = tempfile::tempdir().unwrap();
+        let dir = RunDir(folder.path().to_owned());
+        dir.refuse_run().unwrap();
+        // A folder of weights alone may be written anew.
+        std::fs::write(dir.weights(), "").unwrap();
+        dir.refuse_run().unwrap();
+        for path in [dir.config(), dir.checkpoint()] {
+            std::fs::write(&path, "").unwrap();
+            let error = dir.refuse_run().unwrap_err();
+            assert!(error.is::<Request>() && error.to_string().contains("choose another --out"), "{error}");
+            std::fs::remove_file(&path).unwrap();
+        }
+    }
+}

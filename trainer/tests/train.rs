@@ -347,6 +347,8 @@ fn from_pictures_to_an_integer_model() {
     assert_done(&accepted);
     assert!(stderr(&accepted).contains("accepted: int8 loses"), "{}", stderr(&accepted));
 
+    labels_of_a_teacher(&int8, &data, &dir.path().join("labelled"));
+
     // The figures again, from the folder alone.
     let card = program().arg("card").arg("--robustness").arg("--data").arg(&data).arg(&int8).output().unwrap();
     assert_done(&card);
@@ -382,6 +384,107 @@ fn from_pictures_to_an_integer_model() {
     assert_eq!(manifest.classes, ["red", "green"]);
     assert_eq!(manifest.postprocess.display_threshold.len(), 2);
     agrees_with_onnx_runtime(&dir.path().join("oracle"), &[float.join("model.onnx"), int8.join("model.onnx")]);
+}
+
+/// A model completes labels that leave a class out, and a network is trained on them; it labels pictures that have none.
+fn labels_of_a_teacher(model: &Path, data: &Path, dir: &Path) {
+    std::fs::create_dir_all(dir).unwrap();
+    let coco = |path: &Path| -> serde_json::Value { serde_json::from_str(&std::fs::read_to_string(path).unwrap()).unwrap() };
+    let images = data.join("images");
+    let label = |annotations: Option<&Path>, out: &Path| {
+        let mut command = program();
+        command
+            .args(["pseudo-label", "--threads", "1", "--teacher"])
+            .arg(model)
+            .arg("--images")
+            .arg(&images)
+            .arg("--out")
+            .arg(out);
+        command.args(annotations.map(|path| ["--annotations".as_ref(), path.as_os_str()]).into_iter().flatten()).output().unwrap()
+    };
+    // Green rectangles are labelled, and no red one.
+    let mut own = coco(&data.join("annotations.json"));
+    let all: Vec<serde_json::Value> = own["annotations"].as_array().unwrap().clone();
+    let is_green = |annotation: &serde_json::Value| annotation["category_id"] == 2;
+    own["annotations"] = all.iter().filter(|annotation| is_green(annotation)).cloned().collect();
+    own["categories"] = serde_json::json!([{"id": 2, "name": "green"}]);
+    let partly = dir.join("partly");
+    std::fs::create_dir_all(&partly).unwrap();
+    std::os::unix::fs::symlink(&images, partly.join("images")).unwrap();
+    std::fs::write(partly.join("annotations.json"), own.to_string()).unwrap();
+    let scored = dir.join("scored.json");
+    assert_done(&label(Some(&partly.join("annotations.json")), &scored));
+    let completed = coco(&scored);
+    let teacher = &completed["info"]["teachers"][0];
+    assert!(teacher["sha256"].as_str().is_some_and(|digest| digest.len() == 64), "{teacher}");
+    let id_of = |name: &str| {
+        let categories = completed["categories"].as_array().unwrap();
+        categories.iter().find(|category| category["name"] == name).unwrap()["id"].clone()
+    };
+    let boxes = completed["annotations"].as_array().unwrap();
+    assert!(boxes.iter().all(|found| found["category_id"] == id_of("red") && found["score"].as_f64().unwrap() >= 0.2));
+    // The red ones that a person would have drawn.
+    let is_found = |drawn: &serde_json::Value| {
+        let near = |found: &serde_json::Value| (0..4).all(|i| (f(&found["bbox"][i]) - f(&drawn["bbox"][i])).abs() < 8.0);
+        boxes.iter().any(|found| found["image_id"] == drawn["image_id"] && near(found))
+    };
+    let red: Vec<_> = all.iter().filter(|annotation| !is_green(annotation)).collect();
+    let n_found = red.iter().filter(|drawn| is_found(drawn)).count();
+    assert!(2 * n_found > red.len(), "{n_found} of {}", red.len());
+    let trained = dir.join("trained");
+    assert_done(&fit(&partly, &trained, &["--iterations", "2", "--pseudo", scored.to_str().unwrap()]));
+    let spec = std::fs::read_to_string(trained.join("model.toml")).unwrap();
+    assert!(spec.contains("\"green\"") && spec.contains("\"red\""), "{spec}");
+    // Pictures that nobody labelled.
+    let labels = dir.join("annotations.json");
+    assert_done(&label(None, &labels));
+    let labelled = coco(&labels);
+    assert_eq!(labelled["images"].as_array().unwrap().len(), 24);
+    assert!(labelled["annotations"].as_array().unwrap().len() >= boxes.len(), "{labelled}");
+}
+
+fn f(value: &serde_json::Value) -> f64 {
+    value.as_f64().unwrap()
+}
+
+/// A file as other programs write it, read into a network that is trained on.
+#[test]
+fn a_backbone_from_elsewhere_is_where_training_begins() {
+    let dir = tempfile::tempdir().unwrap();
+    let data = data_set(&dir.path().join("data"));
+    let fixture = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/imports.json");
+    let recorded: serde_json::Value = serde_json::from_slice(&std::fs::read(fixture).unwrap()).unwrap();
+    let name = "shufflenet_v2_x0_5";
+    let origin = recorded.as_array().unwrap().iter().find(|origin| origin["name"] == name).unwrap();
+    // A safetensors file: length of the header, header, values.
+    let (mut header, mut values) = (serde_json::Map::new(), Vec::<u8>::new());
+    for (name, shape) in origin["arrays"].as_object().unwrap() {
+        let n: u64 = shape.as_array().unwrap().iter().map(|side| side.as_u64().unwrap()).product();
+        let begin = values.len();
+        (0..n).for_each(|i| values.extend((0.01 + 0.001 * (i % 7) as f32).to_le_bytes()));
+        header.insert(name.clone(), serde_json::json!({"dtype": "F32", "shape": shape, "data_offsets": [begin, values.len()]}));
+    }
+    let header = serde_json::Value::Object(header).to_string();
+    let file = dir.path().join("origin.safetensors");
+    std::fs::write(&file, [&(header.len() as u64).to_le_bytes(), header.as_bytes(), &values].concat()).unwrap();
+    let import = |out: &Path| program().arg("import").arg(&file).arg("--out").arg(out).output().unwrap();
+    let refused = import(&dir.path().join("folder"));
+    assert_eq!(refused.status.code(), Some(2), "{}", stderr(&refused));
+    assert!(stderr(&refused).contains(".safetensors file"), "{}", stderr(&refused));
+    let backbone = dir.path().join("backbone.safetensors");
+    let imported = import(&backbone);
+    assert_done(&imported);
+    assert!(backbone.with_extension("json").exists());
+    // As it says itself.
+    let said = stderr(&imported);
+    let label = said.split_once("--backbone ").unwrap().1.split_whitespace().next().unwrap();
+    let run = dir.path().join("run");
+    let mut command = program();
+    command.args(["fit", "--backbone", label, "--width-channels", "16", "--head-depth", "1", "--width", "96", "--height", "64"]);
+    command.args(["--batch", "2", "--threads", "1", "--device", "cpu", "--iterations", "1", "--init"]).arg(&backbone);
+    let trained = command.arg("--data").arg(&data).arg("--out").arg(&run).output().unwrap();
+    assert_done(&trained);
+    assert!(stderr(&trained).contains("arrays taken") && run.join("weights.safetensors").exists(), "{}", stderr(&trained));
 }
 
 /// The options of a network reach the files: MobileNetV2 without a pyramid, one square anchor to the octave.

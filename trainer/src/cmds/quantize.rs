@@ -581,4 +581,22 @@ mod tests {
         let correlation = dot(a, ma, b, mb) / (dot(a, ma, a, ma) * dot(b, mb, b, mb)).sqrt();
         assert!(correlation > 0.98, "{name}: correlation {correlation}");
     }
+
+    #[test]
+    fn the_card_names_who_completed_the_labels() {
+        let folder = tempfile::tempdir().unwrap();
+        let dir = RunDir(folder.path().to_owned());
+        assert_eq!(teachers_of(&dir), "");
+        let scored = folder.path().join("pseudo.json");
+        std::fs::write(dir.config(), format!("pseudo = {:?}\n", scored.display().to_string())).unwrap();
+        assert_eq!(teachers_of(&dir), "");
+        let teachers = serde_json::json!([
+            {"name": "street", "sha256": "0123456789abcdef"},
+            {"name": "without a digest"},
+            {"name": "small", "sha256": "fedcba9876543210"},
+        ]);
+        std::fs::write(&scored, serde_json::json!({"info": {"teachers": teachers}, "images": []}).to_string()).unwrap();
+        let text = teachers_of(&dir);
+        assert!(text.contains("of street (SHA-256 `0123456789ab`), small (SHA-256 `fedcba987654`) (`pseudo-label`)"), "{text}");
+    }
 }

@@ -111,6 +111,12 @@ fn total_steps(rounds: &[(usize, usize)]) -> usize {
     rounds.iter().zip(before).map(|((trials, steps), before)| trials * (steps - before)).sum()
 }
 
+/// Steps of the best trial where all trials together make `total` of them.
+fn steps_within(total: f64, trials: usize) -> usize {
+    let per_step = total_steps(&rounds(trials, 1000)) as f64 / 1000.0;
+    (total / per_step) as usize
+}
+
 /// The first trial as it is, then random ones: learning rate within a factor of 4, more or less augmentation, one of the sizes.
 fn variants(base: &FitConfig, trials: usize, sizes: &[(usize, usize)], seed: u64) -> Vec<FitConfig> {
     let mut rng = ChaCha8Rng::seed_from_u64(seed);
@@ -230,10 +236,7 @@ impl Args {
         let slower = trials.iter().map(area).sum::<f64>() / (trials.len() as f64 * area(&base));
         let seconds = base.batch as f64 / last_speed(&probe.curve())? * slower;
         let iterations = match (self.minutes, self.iterations) {
-            (Some(minutes), _) => {
-                let per_step = total_steps(&rounds(usize::from(self.trials), 1000)) as f64 / 1000.0;
-                (60.0 * minutes / (seconds * per_step)) as usize
-            }
+            (Some(minutes), _) => steps_within(60.0 * minutes / seconds, usize::from(self.trials)),
             (None, given) => given.unwrap_or_default(),
         };
         if iterations < 3 * MEASURED {
@@ -415,5 +418,11 @@ mod tests {
             assert_eq!(rounds(trials, iterations), wanted, "{trials} trials");
         }
         assert_eq!(total_steps(&rounds(9, 900)), 9 * 100 + 3 * 200 + 600);
+        // Two hours at 1.2 s a step are spent, but for a few seconds.
+        for trials in [2, 4, 9, 27] {
+            let steps = steps_within(6000.0, trials);
+            let spent = total_steps(&rounds(trials, steps));
+            assert!((5900..=6010).contains(&spent), "{trials} trials: {steps} steps for the best, {spent} in all");
+        }
     }
 }

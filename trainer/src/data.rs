@@ -158,6 +158,15 @@ pub(crate) fn load(folder: &Folder, classes: &[String], pseudo: Option<&Path>, b
             bail!("neither {} nor {} has a category {:?}", folder.dir.display(), path.display(), classes[class]);
         }
         scored_classes.values().for_each(|&class| is_completed[class] = true);
+        let others = scored.categories.iter().filter(|category| !scored_classes.contains_key(&category.id));
+        let others: Vec<&str> = others.map(|category| category.name.as_str()).collect();
+        if !others.is_empty() {
+            say!(
+                "{}: not used are its boxes of {}, which are no classes of the network (--classes)",
+                path.display(),
+                others.join(", ")
+            );
+        }
         let listed = if scored.images.is_empty() { &folder.coco.images } else { &scored.images };
         completed_images.extend(listed.iter().map(|image| image.id));
         add(&scored, &scored_classes);

@@ -432,7 +432,12 @@ fn labels_of_a_teacher(model: &Path, data: &Path, dir: &Path) {
     let n_found = red.iter().filter(|drawn| is_found(drawn)).count();
     assert!(2 * n_found > red.len(), "{n_found} of {}", red.len());
     let trained = dir.join("trained");
-    assert_done(&fit(&partly, &trained, &["--iterations", "2", "--pseudo", scored.to_str().unwrap()]));
+    let with_scored = ["--iterations", "2", "--pseudo", scored.to_str().unwrap()];
+    let without_red = fit(&partly, &trained, &with_scored);
+    assert_done(&without_red);
+    assert!(stderr(&without_red).contains("not used are its boxes of red"), "{}", stderr(&without_red));
+    std::fs::remove_dir_all(&trained).unwrap();
+    assert_done(&fit(&partly, &trained, &[&with_scored[..], &["--classes", "red,green"]].concat()));
     let spec = std::fs::read_to_string(trained.join("model.toml")).unwrap();
     assert!(spec.contains("\"green\"") && spec.contains("\"red\""), "{spec}");
     // Pictures that nobody labelled.

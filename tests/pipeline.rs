@@ -666,7 +666,9 @@ fn wait_for_lines(detections: &str) {
 fn stream(folder: &Path, model: &str, arguments: &[&str], interrupt: bool) -> (i32, serde_json::Value, usize) {
     let file = |name: &str| folder.join(name).to_str().unwrap().to_owned();
     let (lines, report) = (file("d.jsonl"), file("new/r.json"));
-    let mut command = Command::new(env!("CARGO_BIN_EXE_fovea"));
+    // Started from a script's `&`, a test has this signal ignored, and so would the program.
+    let mut command = Command::new("env");
+    command.args(["--default-signal=INT", env!("CARGO_BIN_EXE_fovea")]);
     command.args(["run", "--model", model, "--threads", "1", "--detections", &lines, "--report", &report]).args(arguments);
     let mut child = command.spawn().unwrap();
     if interrupt {

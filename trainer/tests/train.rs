@@ -633,7 +633,10 @@ fn an_interrupt_writes_a_checkpoint() {
     let dir = tempfile::tempdir().unwrap();
     let data = data_set(&dir.path().join("data"));
     let run = dir.path().join("run");
-    let child = small_fit(&data, &run).args(["--iterations", "1000000"]).stderr(Stdio::piped()).spawn().unwrap();
+    // Started from a script's `&`, a test has this signal ignored, and so would the program.
+    let mut command = Command::new("env");
+    command.args(["--default-signal=INT", env!("CARGO_BIN_EXE_fovea-train")]).args(small_fit(&data, &run).get_args());
+    let child = command.args(["--iterations", "1000000"]).stderr(Stdio::piped()).spawn().unwrap();
     let curve = run.join("curve.csv");
     let is_under_way = || std::fs::read_to_string(&curve).is_ok_and(|text| text.lines().count() > 2);
     for _ in 0..600 {

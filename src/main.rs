@@ -3,16 +3,24 @@
 mod cmds;
 
 use clap::Parser;
+use fovea::pipeline::secret::hide_credentials;
 use std::process::ExitCode;
 
 fn main() -> ExitCode {
     cmds::init_logging();
-    let cli = cmds::Cli::parse();
+    let cli = match cmds::Cli::try_parse() {
+        Ok(cli) => cli,
+        Err(usage) if usage.use_stderr() => {
+            // It quotes arguments, and the place of a URL is easily mistaken.
+            cmds::say!("{}", hide_credentials(usage.render().to_string().trim_end()));
+            return ExitCode::from(2);
+        }
+        Err(help) => help.exit(),
+    };
     match cli.command.run() {
         Ok(()) => ExitCode::SUCCESS,
         Err(failure) => {
-            tracing::debug!(?failure.error, "command failed");
-            cmds::say!("error: {}", explain(&failure.error));
+            cmds::say!("error: {}", hide_credentials(&explain(&failure.error)));
             ExitCode::from(failure.code)
         }
     }

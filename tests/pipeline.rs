@@ -914,10 +914,31 @@ fn wrong_requests_are_explained() {
     let outputs = ["--report", one.to_str().unwrap(), "--detections", other.to_str().unwrap()];
     expect(&[&["run", "--source", &video], &outputs[..]].concat(), 2, &["out.json would be overwritten"]);
     expect(&["run", "--source", &video, "--report", "-", "--detections", "-"], 2, &["mixed on standard output"]);
-    for url in ["ftp://me:canary@host/x", "ftp://me:canary#1@host/x", "ftp://me:can/canary#1@host/x"] {
-        let output = fovea(&["run", "--source", url]);
-        assert!(!String::from_utf8_lossy(&output.stderr).contains("canary"), "{url}");
+    for url in [
+        "ftp://me:canary@host/x",
+        "ftp://me:canary#1@host/x",
+        "ftp://me:can/canary#1@host/x",
+        "rtsp//me:canary@host/x",
+        "rtsp:/me:canary@host/x",
+        "me:canary@host/x",
+        "rtsp://me:canary@host/x",
+    ] {
+        // In its place, and where somebody puts it by mistake.
+        for arguments in [&["run", "--source", url][..], &["run", url], &["check", url], &["run", "a.toml", url]] {
+            if url.starts_with("rtsp://") && arguments.contains(&"--source") {
+                continue;
+            }
+            let output = fovea(arguments);
+            let said = String::from_utf8_lossy(&output.stderr);
+            assert!(output.status.code() == Some(2) && !said.contains("canary"), "{arguments:?}: {said}");
+        }
+        for arguments in [&["run", "--source", "test://", "--model", url][..], &["detect", "--model", "m", url]] {
+            let said = fovea(arguments).stderr;
+            assert!(!String::from_utf8_lossy(&said).contains("canary"), "{arguments:?}");
+        }
     }
+    expect(&["run", "video.avi"], 2, &["cannot read video.avi", "--source names a video"]);
+    expect(&["detect", "--model", "m", empty.to_str().unwrap()], 2, &["is a folder", "fovea run --source"]);
     for command in ["run", "bench", "check"] {
         expect(&[command, "--help"], 0, &["Example", &format!("fovea {command} ")]);
     }
@@ -948,6 +969,11 @@ fn check_explains_every_line() {
         expect(&["check", &file], 2, &["FAIL  sink", "this build of fovea"]);
     }
     assert!(!folder.path().join("v.mp4").exists(), "check leaves nothing behind");
+    // An element that is there on a Jetson only.
+    if cfg!(feature = "gst") && !Path::new("/etc/nv_tegra_release").exists() {
+        let file = written(folder.path(), "d.toml", "[source]\nuri = 'csi://0'");
+        expect(&["check", &file], 2, &["FAIL  source", "nvarguscamerasrc is not installed"]);
+    }
 }
 
 #[test]

@@ -19,7 +19,7 @@ Examples:
   fovea bench --model-only models/default --threads 1 --seconds 5
   fovea bench --model-only network.onnx --native-io --json -
 
---model-only measures a network without pictures around it: on real values in and out ([C, H, W], as other runtimes take
+--model-only measures a network without pictures around it: on real values in and out ([C, H, W], as other runtimes take \
 them), or on its own bytes with --native-io.";
 
 /// How long a network alone is measured.

@@ -14,7 +14,7 @@ const EXAMPLES: &str = "\
 Example:
   fovea check pipelines/rtsp.toml
 
-Every line says what was looked at: `ok`, `FAIL` with the remedy, or `--` for what only a run can show.
+Every line says what was looked at: `ok`, `FAIL` with the remedy, or `--` for what only a run can show. \
 Exit code 2 if a line says FAIL.";
 
 /// Arguments of `fovea check`.
@@ -83,6 +83,10 @@ impl Args {
 fn source(source: &SourceSpec) -> Finding {
     if let Err(error) = probe::source(source) {
         return Finding::Bad(error.into());
+    }
+    // Makes sure of its elements, and starts nothing.
+    if let Err(failure) = super::media::open_source(source) {
+        return Finding::Bad(failure.error);
     }
     match &source.kind {
         SourceKind::File(path) => Finding::Good(format!("{}: a file that can be read", path.display())),

@@ -26,7 +26,7 @@ Examples:
   fovea detect --model models/default *.jpg --digest
   fovea detect --model models/default street.jpg --classes person,car --class-threshold car=0.5
 
---json writes one line a picture, in the order given; boxes are [x1, y1, x2, y2] in pixels of the picture. A picture that
+--json writes one line a picture, in the order given; boxes are [x1, y1, x2, y2] in pixels of the picture. A picture that \
 cannot be read is reported and left out, and the exit code is 1 then.")]
 pub(crate) struct Args {
     /// Model folder: manifest.toml and the network that it names.
@@ -68,11 +68,15 @@ struct PictureLine<'a> {
 
 impl Args {
     pub(crate) fn run(self) -> Result<(), Failure> {
-        if let Some(missing) = self.images.iter().find(|path| !path.is_file()) {
-            return Err(Failure::request(anyhow::anyhow!(
-                "there is no file {}; name pictures (JPEG, PNG, WebP)",
-                missing.display()
-            )));
+        if let Some(wrong) = self.images.iter().find(|path| !path.is_file()) {
+            let path = wrong.display();
+            return Err(Failure::request(if wrong.is_dir() {
+                anyhow::anyhow!(
+                    "{path} is a folder; name its pictures ({path}/*.jpg), or take it as a stream: fovea run --source {path}"
+                )
+            } else {
+                anyhow::anyhow!("there is no file {path}; name pictures (JPEG, PNG, WebP)")
+            }));
         }
         keep_apart(self.images.iter().map(PathBuf::as_path), self.json.as_deref()).map_err(Failure::request)?;
         let json = self.json.as_deref().map(ResultFile::open).transpose()?;

@@ -21,9 +21,9 @@ use std::path::PathBuf;
 Example:
   fovea eval --model models/default --data data/val --json eval.json
 
-The data set is a folder with annotations.json (COCO format) and the folder images. Classes are matched by name; a class
-that is not in a picture's `exhaustive_category_ids` is skipped there. Scores are taken from the manifest's score_threshold
-on, unless an option says otherwise. What is labelled outside of --roi counts as missed. Found, missed and false are counted
+The data set is a folder with annotations.json (COCO format) and the folder images. Classes are matched by name; a class \
+that is not in a picture's `exhaustive_category_ids` is skipped there. Scores are taken from the manifest's score_threshold \
+on, unless an option says otherwise. What is labelled outside of --roi counts as missed. Found, missed and false are counted \
 at IoU 0.5 above each class's display_threshold, as a user sees it.")]
 pub(crate) struct Args {
     /// Model folder: manifest.toml and the network that it names.

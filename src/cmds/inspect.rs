@@ -19,7 +19,7 @@ Examples:
   fovea inspect models/default --layers
   fovea inspect models/default --dot - | dot -Tsvg > network.svg
 
-A model folder is checked against its manifest; a bare .onnx is shown as it is. A network that is not quantised, or that has
+A model folder is checked against its manifest; a bare .onnx is shown as it is. A network that is not quantised, or that has \
 an operator without integer form, is shown as it would run with --allow-float: `float_convs` counts its convolutions.")]
 pub(crate) struct Args {
     /// Model folder, or a bare .onnx file.

@@ -22,15 +22,16 @@ enum Target {
 }
 
 impl ResultFile {
-    /// Opens `path`, or stdout for `-`.
+    /// Opens `path`, or stdout for `-`; makes its folder.
     pub(crate) fn open(path: &Path) -> Result<Self, Failure> {
         if path == Path::new("-") {
             return Ok(Self { target: Target::Stdout });
         }
         let is_ours = !path.exists();
-        let file = OpenOptions::new().append(true).create(true).open(path);
+        let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty());
         let file =
-            file.with_context(|| format!("cannot write {}; choose a folder that exists and can be written", path.display()));
+            folder.map_or(Ok(()), fs::create_dir_all).and_then(|()| OpenOptions::new().append(true).create(true).open(path));
+        let file = file.with_context(|| format!("cannot write {}; choose a folder that can be written", path.display()));
         Ok(Self { target: Target::File { path: path.to_owned(), file: file.map_err(Failure::request)?, is_ours } })
     }
 

@@ -27,7 +27,7 @@ Examples:
   fovea run --source rtsp://user:password@10.0.0.7/stream1 --detections -
   fovea run --source v4l2:///dev/video0 --sink display --roi 0,0.5,1.0,0.5 --rotate 180
 
-The command line overrides the pipeline file. Paths in a pipeline file are relative to its folder.
+The command line overrides the pipeline file. Paths in a pipeline file are relative to its folder. \
 Ctrl-C finalises the video, the detections and the report; a second Ctrl-C leaves at once.";
 
 /// The model that is used when none is named.
@@ -52,6 +52,7 @@ pub(crate) struct Args {
     #[arg(long)]
     pace: Option<PaceArg>,
     /// For how long a live source that was lost is tried again, 0: not at all [default: 60 for network streams but http, else 0].
+    /// Where it is given, a device that does not answer at the start is waited for as well.
     #[arg(long, value_name = "SECONDS", value_parser = clap::value_parser!(u64).range(..=86_400))]
     reconnect: Option<u64>,
     /// Stop after so many frames went through the network.
@@ -211,10 +212,16 @@ pub(super) fn model_dir(named: Option<&Path>) -> Result<PathBuf, Failure> {
     if dir.is_dir() {
         return Ok(dir.to_owned());
     }
+    // Started from elsewhere: the program lies in target/release of the project.
+    let program = if named.is_none() { std::env::current_exe().ok() } else { None };
+    let above = program.iter().flat_map(|program| program.ancestors().skip(1).take(3));
+    if let Some(dir) = above.map(|folder| folder.join(DEFAULT_MODEL)).find(|dir| dir.is_dir()) {
+        return Ok(dir);
+    }
     let shown = dir.display();
     Err(Failure::request(match named {
         Some(_) => anyhow!("{shown} is not a folder; a model is a folder with manifest.toml and the network that it names"),
-        None => anyhow!("no model: {shown} does not exist here; name a model folder with --model"),
+        None => anyhow!("no model: {shown} is neither here nor beside the program; name a model folder with --model"),
     }))
 }
 
@@ -330,8 +337,9 @@ pub(super) fn name_files(spec: &PipelineSpec, outcome: &Outcome, has_report: boo
     }
 }
 
-/// How often a line is printed where stderr is no terminal.
-const LINE_EVERY: Duration = Duration::from_secs(2);
+/// When the first line is printed where stderr is no terminal; each later one after twice the time, up to the longest wait.
+const FIRST_LINE: Duration = Duration::from_secs(2);
+const LONGEST_SILENCE: Duration = Duration::from_secs(600);
 
 /// Progress on stderr: a bar on a terminal, a line now and then otherwise.
 struct Reporter {
@@ -345,7 +353,7 @@ struct Reporter {
 impl Reporter {
     fn new(spec: &PipelineSpec) -> Self {
         let is_terminal = std::io::stderr().is_terminal();
-        Self { name: spec.name.clone(), max_frames: spec.max_frames, is_terminal, bar: None, next_line: LINE_EVERY }
+        Self { name: spec.name.clone(), max_frames: spec.max_frames, is_terminal, bar: None, next_line: FIRST_LINE }
     }
 
     fn show(&mut self, progress: &Progress) {
@@ -358,7 +366,7 @@ impl Reporter {
             bar.set_position(balance.inferred + dropped);
             bar.set_message(if dropped > 0 { format!("{fps:.1} fps, {dropped} dropped") } else { format!("{fps:.1} fps") });
         } else if progress.elapsed >= self.next_line {
-            self.next_line = progress.elapsed + LINE_EVERY;
+            self.next_line = progress.elapsed + progress.elapsed.min(LONGEST_SILENCE);
             let of_total = self.total(progress).map_or(String::new(), |total| format!(" of about {total}"));
             say!(
                 "{}: {:.0} s, {} frames{of_total}, {fps:.1} fps, {dropped} dropped",

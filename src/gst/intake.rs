@@ -46,6 +46,8 @@ struct Flow {
     is_resumed: bool,
     /// What is added to the times of this pipeline, so that those of the stream go on.
     offset: Duration,
+    /// A frame could not be mapped.
+    is_unmapped: bool,
     is_finished: bool,
 }
 
@@ -149,7 +151,9 @@ impl Intake {
             captured_at,
         };
         let Some(frame) = flow.layout_of(caps).and_then(|layout| frame_of(buffer, layout, stamps)) else {
-            tracing::warn!(frame = stamps.id.0, "a frame could not be mapped");
+            if !std::mem::replace(&mut flow.is_unmapped, true) {
+                tracing::warn!(frame = stamps.id.0, "a frame could not be mapped; others that follow are counted, not named");
+            }
             self.inlet.drop_frame(DropCause::DecodeError);
             // Memory that the processor cannot see fails on every frame: the first one tells.
             return if stamps.id.0 == 0 { Err(gst::FlowError::NotSupported) } else { Ok(gst::FlowSuccess::Ok) };

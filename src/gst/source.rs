@@ -18,6 +18,7 @@ use gstreamer::glib;
 use gstreamer::prelude::*;
 use gstreamer_app as gst_app;
 use gstreamer_video as gst_video;
+use std::hash::{BuildHasher, Hasher};
 use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
 use std::time::Duration;
@@ -62,6 +63,10 @@ impl PipelineSource {
     /// Checks what can be checked without opening anything.
     pub(super) fn open(spec: &SourceSpec) -> Result<Self, SourceError> {
         probe::source(spec)?;
+        let missing = elements_of(&spec.kind).iter().find(|name| !elements::is_installed(name));
+        if let Some(name) = missing {
+            return Err(SourceError::Request(format!("{spec}: {}", elements::missing(name))));
+        }
         Ok(Self { spec: spec.clone(), running: None })
     }
 
@@ -88,6 +93,18 @@ impl PipelineSource {
     }
 }
 
+/// Elements that a source of this kind needs, as far as they are known before it starts.
+const fn elements_of(kind: &SourceKind) -> &'static [&'static str] {
+    match kind {
+        SourceKind::File(_) | SourceKind::Url(_) => &["videoconvert", "uridecodebin"],
+        SourceKind::V4l2 { .. } => &["videoconvert", "v4l2src"],
+        SourceKind::Libcamera { .. } => &["videoconvert", "libcamerasrc"],
+        SourceKind::Csi { .. } => &["videoconvert", "nvarguscamerasrc", "nvvidconv"],
+        SourceKind::Test { .. } => &["videoconvert", "videotestsrc"],
+        SourceKind::Launch(_) | SourceKind::Images { .. } => &["videoconvert"],
+    }
+}
+
 impl FrameSource for PipelineSource {
     fn start(&mut self, inlet: Arc<dyn Inlet>) -> Result<StreamInfo, SourceError> {
         self.stop();
@@ -98,7 +115,7 @@ impl FrameSource for PipelineSource {
         let watch = Watch {
             spec: self.spec.clone(),
             scrubber,
-            pipeline: pipeline.clone(),
+            pipeline,
             current: Arc::clone(&current),
             loss: None,
             intake: Arc::clone(&intake),
@@ -108,9 +125,14 @@ impl FrameSource for PipelineSource {
         };
         let watcher = std::thread::Builder::new().name("source-bus".into()).spawn(move || watch.run());
         let watcher = watcher.map_err(|error| SourceError::Stream(format!("{}: no thread ({error})", self.spec)))?;
-        self.running = Some(Running { current, intake: Arc::clone(&intake), watcher });
-        match intake.wait_for_layout(self.spec.timeout) {
-            Some(Ok(layout)) => Ok(self.info(&pipeline, &layout)),
+        self.running = Some(Running { current: Arc::clone(&current), intake: Arc::clone(&intake), watcher });
+        // The watcher gives up first; this is for a driver that hangs.
+        let limit = self.spec.timeout + self.spec.start_limit().map_or(Duration::ZERO, |limit| limit + self.spec.timeout);
+        match intake.wait_for_layout(limit) {
+            Some(Ok(layout)) => {
+                let pipeline = lock(&current).clone();
+                Ok(self.info(&pipeline, &layout))
+            }
             Some(Err(error)) => {
                 self.stop();
                 Err(error)
@@ -528,7 +550,13 @@ fn refuse_foreign_memory(pad: &gst::Pad) {
     });
 }
 
-/// A live stream that was lost.
+/// Between three and five quarters of a wait: what failed together is not to come back together.
+fn jittered(wait: Duration) -> Duration {
+    let random = std::hash::RandomState::new().build_hasher().finish();
+    wait * (96 + u32::try_from(random % 64).unwrap_or_default()) / 128
+}
+
+/// A live stream that was lost, or is not there yet.
 struct Loss {
     error: SourceError,
     /// Frames before it.
@@ -559,7 +587,7 @@ impl Watch {
         while let Some(failure) = self.listen() {
             // Another try that gave no frames, however it ended.
             match failure.or_else(|| self.loss.as_ref().map(|loss| loss.error.clone())) {
-                Some(error) if self.can_reconnect() => {
+                Some(error) if self.can_reconnect(&error) => {
                     if let Err(end) = self.reconnect(error) {
                         return self.end(end);
                     }
@@ -626,24 +654,33 @@ impl Watch {
         None
     }
 
-    /// A stream that gave frames, and that comes from outside.
-    fn can_reconnect(&self) -> bool {
+    /// A stream from outside that gave frames, or that is waited for. What a server refuses is wrong at the start: tries with
+    /// a wrong password may lock a camera.
+    fn can_reconnect(&self, error: &SourceError) -> bool {
+        let is_waited_for = || self.spec.start_limit().is_some() && matches!(error, SourceError::Stream(_));
         let limit = self.spec.reconnect_limit();
-        !limit.is_zero() && self.intake.progress().0 > 0 && is_live(&self.spec, &self.pipeline)
+        !limit.is_zero() && (self.has_started() || is_waited_for()) && is_live(&self.spec, &self.pipeline)
+    }
+
+    fn has_started(&self) -> bool {
+        self.intake.progress().0 > 0
     }
 
     fn note_return(&mut self, n_captured: u64) {
         let Some(mut loss) = self.loss.take_if(|loss| n_captured > loss.n_captured) else { return };
         let lasted = loss.lasts + loss.watch.lap();
-        tracing::warn!(source = %self.spec, "frames come again after {:.1} s", lasted.as_secs_f32());
-        self.intake.reconnected();
+        tracing::warn!(source = %self.spec, "frames come after {:.1} s", lasted.as_secs_f32());
+        if loss.n_captured > 0 {
+            self.intake.reconnected();
+        }
     }
 
     /// Puts a new pipeline in the place of the one that lost its stream, after a wait. `Err`: why not.
     fn reconnect(&mut self, error: SourceError) -> Result<(), Option<SourceError>> {
         let limit = self.spec.reconnect_limit();
         if self.loss.is_none() {
-            tracing::warn!(source = %self.spec, %error, "the stream was lost; trying again for {} s", limit.as_secs());
+            let what = if self.has_started() { "was lost" } else { "is not there yet" };
+            tracing::warn!(source = %self.spec, %error, "the stream {what}; trying again for {} s", limit.as_secs());
             let (watch, n_captured) = (Stopwatch::start(), self.intake.progress().0);
             self.loss = Some(Loss { error: error.clone(), n_captured, watch, lasts: Duration::ZERO, wait: FIRST_WAIT });
         }
@@ -658,7 +695,7 @@ impl Watch {
                 let text = format!("{}; it was tried again for {} s", loss.error, limit.as_secs());
                 return Err(Some(SourceError::Stream(text)));
             }
-            let mut wait = loss.wait.min(limit - loss.lasts);
+            let mut wait = jittered(loss.wait).min(limit - loss.lasts);
             loss.wait = (2 * loss.wait).min(LONGEST_WAIT);
             while !wait.is_zero() && !self.intake.is_closing() {
                 let slice = wait.min(TICK);
@@ -679,10 +716,12 @@ impl Watch {
 
     /// A live source from which nothing comes any more, and that does not say so: a cable pulled far away.
     fn stalled(&self, idle: Duration) -> Option<SourceError> {
-        let is_stalled = idle > self.spec.timeout && self.intake.has_layout() && is_live(&self.spec, &self.pipeline);
+        let is_expected = self.intake.has_layout() || self.spec.start_limit().is_some();
+        let is_stalled = idle > self.spec.timeout && is_expected && is_live(&self.spec, &self.pipeline);
         let seconds = self.spec.timeout.as_secs_f32();
         let remedy = timeout_remedy(&self.spec.kind);
-        is_stalled.then(|| SourceError::Stream(format!("{}: no more frames for {seconds} s; {remedy}", self.spec)))
+        let what = if self.has_started() { "no more frames for" } else { "no frame within" };
+        is_stalled.then(|| SourceError::Stream(format!("{}: {what} {seconds} s; {remedy}", self.spec)))
     }
 
     /// rtspsrc reports a connection that the server closed as an ordinary end, after a warning.

@@ -188,7 +188,7 @@ pub struct LimitsConfig {
 #[non_exhaustive]
 pub enum ConfigError {
     /// The file cannot be read.
-    #[error("cannot read {path}: {source}; `pipelines/` holds examples")]
+    #[error("cannot read {path}: {source}; `pipelines/` holds examples, and --source names a video, a URL or a camera")]
     Read {
         /// The file.
         path: PathBuf,

@@ -21,10 +21,10 @@ pub enum Output {
 }
 
 impl Output {
-    /// `-` is standard output, everything else a path.
+    /// `-` (or `/dev/stdout`) is standard output, everything else a path.
     #[must_use]
     pub fn new(path: PathBuf) -> Self {
-        if path.as_os_str() == "-" { Self::Stdout } else { Self::File(path) }
+        if path.as_os_str() == "-" || path.as_os_str() == "/dev/stdout" { Self::Stdout } else { Self::File(path) }
     }
 
     /// Opens it for writing.

@@ -52,7 +52,10 @@ pub enum EvaluateError {
     #[error(transparent)]
     Open(#[from] OpenError),
     /// A file of the data set that cannot be read.
-    #[error("cannot read {path}: {source}; a data set is a folder with annotations.json (COCO format) and the folder images")]
+    #[error(
+        "cannot read {path}: {source}; a data set is a folder with annotations.json (COCO format) and the folder images; \
+         `fovea-train data convert` makes one of other formats"
+    )]
     Read {
         /// The file.
         path: PathBuf,

@@ -112,20 +112,29 @@ impl fmt::Debug for SecretUrl {
     }
 }
 
-/// `text` with every URL in it shown as [`SecretUrl`] shows it: for messages that quote what a user wrote.
+/// How messages say where user and password go.
+pub(crate) const USER_PASSWORD: &str = "USER:PASSWORD@";
+
+/// Schemes of what is on this machine: nothing in such a URL is secret.
+const LOCAL_SCHEMES: [&str; 5] = ["file", "v4l2", "libcamera", "csi", "test"];
+
+/// `text` with every URL in it shown as [`SecretUrl`] shows it, and with what looks like user and password of a URL without a
+/// scheme hidden: for messages that quote what a user wrote.
 #[must_use]
 pub fn hide_credentials(text: &str) -> String {
-    let ends = |c: char| c.is_whitespace() || matches!(c, '"' | '\'' | '`' | '<' | '>');
-    let mut hidden = String::with_capacity(text.len());
-    let mut rest = text;
-    while let Some(colon) = rest.find("://") {
-        let start = rest[..colon].rfind(ends).map_or(0, |end| end + rest[end..].chars().next().map_or(1, char::len_utf8));
-        let end = rest[colon..].find(ends).map_or(rest.len(), |end| colon + end);
-        hidden += &rest[..start];
-        hidden += &SecretUrl::new(rest[start..end].to_owned()).to_string();
-        rest = &rest[end..];
+    let ends_word = |c: char| c.is_whitespace() || matches!(c, '"' | '\'' | '`' | '<' | '>');
+    let words = text.split_inclusive(ends_word).map(|part| part.split_at(part.trim_end_matches(ends_word).len()));
+    words.fold(String::with_capacity(text.len()), |hidden, (word, end)| hidden + &without_secrets(word) + end)
+}
+
+fn without_secrets(word: &str) -> String {
+    match (word.split_once("://"), word.rsplit_once('@')) {
+        _ if word.contains(USER_PASSWORD) => word.to_owned(),
+        (Some((scheme, _)), _) if LOCAL_SCHEMES.iter().any(|local| scheme.ends_with(local)) => word.to_owned(),
+        (Some(_), _) => SecretUrl::new(word.to_owned()).to_string(),
+        (None, Some((before, host))) if before.contains(':') => format!("{REDACTED}@{host}"),
+        (None, _) => word.to_owned(),
     }
-    hidden + rest
 }
 
 pub(super) fn percent_decoded(text: &str) -> String {
@@ -190,6 +199,11 @@ mod tests {
             ("uri=rtsp://a:canary@h", "uri=rtsp://***@h"),
             ("uri=rtsp://a:canary#1?2@h/x", "uri=rtsp://***@h/x"),
             ("no url: //", "no url: //"),
+            ("cannot read me:can@ary@h/1: gone", "cannot read ***@h/1: gone"),
+            ("write rtsp://USER:PASSWORD@HOST/", "write rtsp://USER:PASSWORD@HOST/"),
+            ("cannot read rtsp//me:canary@h/1", "cannot read ***@h/1"),
+            ("`test://?fps=0` and v4l2:///dev/video0?fps=0, a@b.mp4", "`test://?fps=0` and v4l2:///dev/video0?fps=0, a@b.mp4"),
+            ("file:///a@b.mp4 'é' \u{1f600}", "file:///a@b.mp4 'é' \u{1f600}"),
         ] {
             assert_eq!(hide_credentials(text), hidden);
         }

@@ -153,8 +153,8 @@ pub struct SourceSpec {
     pub rtsp_transport: RtspTransport,
     /// How long to wait for the first frame, and for an answer of the network.
     pub timeout: Duration,
-    /// For how long a live source that was lost is tried again; zero: it is over. `None`: [`DEFAULT_RECONNECT`] for network streams,
-    /// zero for others.
+    /// For how long a live source that was lost, or is not there at the start, is tried again; zero: it is over. `None`:
+    /// [`DEFAULT_RECONNECT`] for network streams that were lost, zero for others and at the start.
     pub reconnect: Option<Duration>,
     /// Hand frames over at the pace of their PTS, where the source itself has no pace (files, test pictures): as if the
     /// stream were live. Set by the pipeline for `--pace live`.
@@ -217,6 +217,7 @@ impl SourceSpec {
         if let Some(elements) = uri.strip_prefix("launch:") {
             return Ok(Self::new(SourceKind::Launch(elements.trim().to_owned())));
         }
+        let uri = &lower_scheme(uri);
         let Some((scheme, rest)) = uri.split_once("://") else {
             refuse_half_url(uri)?;
             return Ok(Self::new(path_source(&base.join(uri))));
@@ -260,6 +261,12 @@ impl SourceSpec {
     pub fn reconnect_limit(&self) -> Duration {
         let is_stream = matches!(self.kind, SourceKind::Url(_)) && self.is_live();
         self.reconnect.unwrap_or(if is_stream { DEFAULT_RECONNECT } else { Duration::ZERO })
+    }
+
+    /// For how long it is tried again if it is not there at the start; `None`: it is not, so that a wrong URL is found at once.
+    #[must_use]
+    pub fn start_limit(&self) -> Option<Duration> {
+        self.reconnect.filter(|limit| !limit.is_zero() && self.is_live())
     }
 
     /// Frames arrive at their own pace and are lost if nobody takes them.
@@ -306,12 +313,22 @@ impl fmt::Display for SourceSpec {
     }
 }
 
+/// Schemes are the same in any case (RFC 3986, section 3.1).
+fn lower_scheme(uri: &str) -> String {
+    match uri.split_once("://") {
+        Some((scheme, rest)) => format!("{}://{rest}", scheme.to_ascii_lowercase()),
+        None => uri.to_owned(),
+    }
+}
+
 /// A slash that was forgotten makes a path of a URL, which would be shown with its password.
 fn refuse_half_url(uri: &str) -> Result<(), SpecError> {
     match uri.split_once(':') {
-        Some((scheme @ ("rtsp" | "rtsps" | "http" | "https" | "rtmp" | "srt"), _)) => {
-            Err(SpecError::new(format!("{scheme}:"), "two slashes must follow", "write it as rtsp://HOST[:PORT]/PATH"))
-        }
+        Some((scheme @ ("rtsp" | "rtsps" | "http" | "https" | "rtmp" | "srt"), _)) => Err(SpecError::new(
+            format!("{scheme}:"),
+            "two slashes must follow",
+            format!("write it as {scheme}://HOST[:PORT]/PATH"),
+        )),
         _ => Ok(()),
     }
 }
@@ -451,6 +468,7 @@ impl SinkSpec {
             "" => return Err(SpecError::new("``", "empty", SINKS)),
             _ => {}
         }
+        let uri = &lower_scheme(uri);
         let path = match uri.split_once("://") {
             Some(("file", rest)) => file_path(uri, rest)?,
             Some(("rtsp" | "rtsps", _)) => return Ok(Self::Stream(network_url(uri, false)?)),
@@ -503,7 +521,9 @@ mod tests {
         assert_eq!(kind("file://localhost/x/a%20b.avi"), SourceKind::File("/x/a b.avi".into()));
         assert!(SourceSpec::parse("file://server/x.avi", Path::new("")).unwrap_err().to_string().contains("file:///"));
         assert_eq!(kind("launch: videotestsrc"), SourceKind::Launch("videotestsrc".into()));
-        assert_eq!(kind("rtsp://u:p@cam/1"), SourceKind::Url(SecretUrl::new("rtsp://u:p@cam/1".into())));
+        for uri in ["rtsp://u:p@cam/A", "RTSP://u:p@cam/A"] {
+            assert_eq!(kind(uri), SourceKind::Url(SecretUrl::new("rtsp://u:p@cam/A".into())));
+        }
         let mode = CameraMode { width: Some(640), height: Some(480), frame_rate: FrameRate::parse("29.97") };
         assert_eq!(
             kind("v4l2:///dev/video2?width=640&height=480&fps=29.97"),
@@ -540,6 +560,7 @@ mod tests {
             ("test://?fps=0", "`fps`"),
             ("test://?pattern=ball%20!", "`pattern`"),
             ("csi://left", "csi://0"),
+            ("http:/host/a.mp4", "http://HOST"),
         ] {
             let error = SourceSpec::parse(uri, Path::new("")).map(|spec| spec.to_string()).unwrap_err().to_string();
             assert!(error.contains(named), "{uri}: {error}");

@@ -17,6 +17,9 @@ use std::time::Duration;
 /// User and password of a [`Server`] that asks for them, as it is told and as they stand in a URL.
 const CREDENTIALS: (&[&str], &str) = (&["watcher", "can@ry:7/"], "watcher:can%40ry%3A7%2F@");
 
+/// Size of what a [`Server`] shows.
+const SIZE: (usize, usize) = (64, 48);
+
 /// A server that ends with this value.
 struct Server {
     child: Child,
@@ -24,13 +27,19 @@ struct Server {
 }
 
 impl Server {
-    /// `None` after saying that the test is skipped. `port` 0: any.
-    fn start(port: u16, taken: &Path, credentials: &[&str]) -> Option<Self> {
+    /// `None` after saying that the test is skipped.
+    fn start(taken: &Path, credentials: &[&str]) -> Option<Self> {
+        Self::start_as(0, taken, SIZE, credentials)
+    }
+
+    /// On a port of choice, with pictures of another size. `port` 0: any.
+    fn start_as(port: u16, taken: &Path, size: (usize, usize), credentials: &[&str]) -> Option<Self> {
         let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/gst/rtsp_server.py");
         let child = Command::new("/usr/bin/python3")
             .arg(script)
             .arg(port.to_string())
             .arg(taken)
+            .args([size.0.to_string(), size.1.to_string()])
             .args(credentials)
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
@@ -55,6 +64,11 @@ impl Server {
         }
     }
 
+    /// Stops it, or lets it go on: its connections stay, and nothing comes.
+    fn signal(&self, signal: &str) {
+        assert!(Command::new("kill").args([signal, &self.child.id().to_string()]).status().unwrap().success());
+    }
+
     fn url(&self, credentials: &str, path: &str) -> String {
         format!("rtsp://{credentials}127.0.0.1:{}/{path}", self.port)
     }
@@ -67,15 +81,15 @@ impl Drop for Server {
     }
 }
 
-/// Frames of 64x48 with rising times until there are `n` more of them.
-fn watch(recorder: &Recorder, n: usize) {
+/// Frames with rising times until there are `n` more of them, all of this size.
+fn watch(recorder: &Recorder, n: usize, size: (usize, usize)) {
     let before = recorder.record.lock().unwrap().frames.len();
     recorder.wait_until(|record| record.frames.len() >= before + n);
     let record = recorder.record.lock().unwrap();
     // One more may have left the decoder just now.
     let n_known = record.frames.len() + record.dropped.len();
     assert!((n_known..=n_known + 1).contains(&record.captured) && record.end.is_none(), "{record:?}");
-    assert!(record.frames.iter().all(|frame| frame.size == (64, 48)));
+    assert!(record.frames[before..].iter().all(|frame| frame.size == size));
     assert!(record.frames.is_sorted_by(|a, b| a.stamps.pts.unwrap() < b.stamps.pts.unwrap() && a.stamps.id < b.stamps.id));
 }
 
@@ -83,7 +97,7 @@ fn watch(recorder: &Recorder, n: usize) {
 fn a_camera_over_both_transports() {
     within_limit(|| {
         let folder = tempfile::tempdir().unwrap();
-        let Some(server) = Server::start(0, &folder.path().join("in.ts"), &[]) else { return };
+        let Some(server) = Server::start(&folder.path().join("in.ts"), &[]) else { return };
         for transport in [RtspTransport::Tcp, RtspTransport::Udp] {
             let mut spec = source(&server.url("", "live"));
             spec.rtsp_transport = transport;
@@ -91,7 +105,7 @@ fn a_camera_over_both_transports() {
             let mut source = open_source(&spec).unwrap();
             let info = source.start(recorder.clone()).unwrap();
             assert!(info.is_live && (info.width, info.height) == (64, 48), "{info:?}");
-            watch(&recorder, 10);
+            watch(&recorder, 10, SIZE);
             source.stop();
         }
         let error = start_error(&source(&server.url("", "nowhere")));
@@ -104,11 +118,11 @@ fn a_camera_that_asks_for_a_password() {
     within_limit(|| {
         let folder = tempfile::tempdir().unwrap();
         let (told, written) = CREDENTIALS;
-        let Some(server) = Server::start(0, &folder.path().join("in.ts"), told) else { return };
+        let Some(server) = Server::start(&folder.path().join("in.ts"), told) else { return };
         let recorder = Recorder::new();
         let mut camera = open_source(&source(&server.url(written, "live"))).unwrap();
         camera.start(recorder.clone()).unwrap();
-        watch(&recorder, 3);
+        watch(&recorder, 3, SIZE);
         camera.stop();
         for wrong in ["", "watcher:canary@"] {
             let error = start_error(&source(&server.url(wrong, "live")));
@@ -118,28 +132,70 @@ fn a_camera_that_asks_for_a_password() {
     });
 }
 
+/// Off, for longer than a frame is waited for, and on again, the second time with pictures of another size; then silent with
+/// its connection open.
 #[test]
 fn a_camera_that_restarts() {
     within_limit(|| {
         let folder = tempfile::tempdir().unwrap();
         let taken = folder.path().join("in.ts");
-        let Some(server) = Server::start(0, &taken, &[]) else { return };
+        let Some(server) = Server::start(&taken, &[]) else { return };
         let mut spec = source(&server.url("", "live"));
         (spec.timeout, spec.reconnect) = (Duration::from_secs(2), Some(Duration::from_secs(60)));
+        let pause = spec.timeout + Duration::from_secs(1);
         let recorder = Recorder::new();
         let mut camera = open_source(&spec).unwrap();
         camera.start(recorder.clone()).unwrap();
-        watch(&recorder, 5);
+        watch(&recorder, 5, SIZE);
         let (port, mut running) = (server.port, Some(server));
-        for n_restarts in 1..=2 {
-            // Off, for longer than it waits for a frame, and on again.
+        let larger = (96, 64);
+        for (n_restarts, size) in [(1, SIZE), (2, larger)] {
             drop(running.take());
-            std::thread::sleep(spec.timeout + Duration::from_secs(1));
-            running = Server::start(port, &taken, &[]);
+            std::thread::sleep(pause);
+            running = Server::start_as(port, &taken, size, &[]);
             recorder.wait_until(|record| record.reconnects >= n_restarts);
-            watch(&recorder, 5);
+            watch(&recorder, 5, size);
         }
+        let server = running.unwrap();
+        server.signal("-STOP");
+        std::thread::sleep(pause);
+        server.signal("-CONT");
+        recorder.wait_until(|record| record.reconnects >= 3);
+        watch(&recorder, 5, larger);
         camera.stop();
+    });
+}
+
+/// Where it is asked for, a camera that is not there at the start is waited for; a wrong path is an error all the same.
+#[test]
+fn a_camera_that_starts_later() {
+    within_limit(|| {
+        let folder = tempfile::tempdir().unwrap();
+        let taken = folder.path().join("in.ts");
+        let Some(server) = Server::start(&taken, &[]) else { return };
+        let (port, url) = (server.port, server.url("", "live"));
+        let mut wrong = source(&server.url("", "nowhere"));
+        wrong.reconnect = Some(Duration::from_secs(60));
+        let error = start_error(&wrong);
+        assert!(matches!(&error, SourceError::Request(text) if text.contains("no such stream")), "{error:?}");
+        drop(server);
+        let mut spec = source(&url);
+        spec.reconnect = Some(Duration::from_secs(1));
+        let error = start_error(&spec);
+        assert!(matches!(&error, SourceError::Stream(text) if text.contains("tried again for 1 s")), "{error:?}");
+        spec.reconnect = Some(Duration::from_secs(60));
+        let later = std::thread::spawn(move || {
+            std::thread::sleep(Duration::from_secs(2));
+            Server::start_as(port, &taken, SIZE, &[])
+        });
+        let recorder = Recorder::new();
+        let mut camera = open_source(&spec).unwrap();
+        let info = camera.start(recorder.clone()).unwrap();
+        assert!(info.is_live && (info.width, info.height) == SIZE, "{info:?}");
+        watch(&recorder, 5, SIZE);
+        camera.stop();
+        assert_eq!(recorder.record.lock().unwrap().reconnects, 0, "it was not lost");
+        drop(later.join().unwrap());
     });
 }
 
@@ -175,7 +231,7 @@ fn a_stream_is_published_whole() {
         let (told, written) = CREDENTIALS;
         for (name, told, written) in [("open.ts", &[][..], ""), ("closed.ts", told, written)] {
             let taken = folder.path().join(name);
-            let Some(server) = Server::start(0, &taken, told) else { return };
+            let Some(server) = Server::start(&taken, told) else { return };
             publish(&server.url(written, "in"), 30).unwrap();
             wait_for_rest(&taken);
             let (info, record, end) = read(&file(&taken));
@@ -201,7 +257,7 @@ fn servers_that_take_no_stream() {
         assert!(matches!(&error, SinkError::Write(text) if text.contains("check that it runs")), "{error:?}");
         assert!(error.to_string().contains("127.0.0.1") && !error.to_string().contains("canary"), "{error}");
 
-        let Some(server) = Server::start(0, &taken, CREDENTIALS.0) else { return };
+        let Some(server) = Server::start(&taken, CREDENTIALS.0) else { return };
         for wrong in ["", "watcher:canary@"] {
             let error = publish(&server.url(wrong, "in"), 1000).unwrap_err();
             assert!(matches!(&error, SinkError::Request(text) if text.contains("password")), "{error:?}");
@@ -217,7 +273,7 @@ fn servers_that_take_no_stream() {
 fn a_publisher_that_is_turned_out() {
     within_limit(|| {
         let folder = tempfile::tempdir().unwrap();
-        let Some(server) = Server::start(0, &folder.path().join("in.ts"), &[]) else { return };
+        let Some(server) = Server::start(&folder.path().join("in.ts"), &[]) else { return };
         let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
         let url = format!("rtsp://127.0.0.1:{}/in", listener.local_addr().unwrap().port());
         let port = server.port;
@@ -247,7 +303,7 @@ fn a_slow_stream_takes_its_time() {
     within_limit(|| {
         let folder = tempfile::tempdir().unwrap();
         let taken = folder.path().join("in.ts");
-        let Some(server) = Server::start(0, &taken, &[]) else { return };
+        let Some(server) = Server::start(&taken, &[]) else { return };
         let mut painting = Painting::new(PixelFormat::I420, (64, 48), SD);
         let mut sink = open_sink(&SinkSpec::parse(&server.url("", "in"), Path::new("")).unwrap()).unwrap();
         sink.start(&painting.info()).unwrap();
@@ -266,7 +322,7 @@ fn a_slow_stream_takes_its_time() {
 fn a_server_that_goes_away_while_it_is_published_to() {
     within_limit(|| {
         let folder = tempfile::tempdir().unwrap();
-        let Some(server) = Server::start(0, &folder.path().join("in.ts"), &[]) else { return };
+        let Some(server) = Server::start(&folder.path().join("in.ts"), &[]) else { return };
         let url = server.url("", "in");
         let end = std::thread::spawn(move || {
             std::thread::sleep(Duration::from_secs(3));

@@ -1,8 +1,8 @@
 """An RTSP server on this machine (GStreamer's own, gst-rtsp-server), for tests.
 
-usage: rtsp_server.py PORT FILE [USER PASSWORD]
+usage: rtsp_server.py PORT FILE WIDTH HEIGHT [USER PASSWORD]
 
-Serves /live (a test picture without end, 64x48, 25 a second) and takes a stream that is published under /in into FILE (MPEG-TS).
+Serves /live (a test picture without end, 25 a second) and takes a stream that is published under /in into FILE (MPEG-TS).
 PORT 0: any. Prints its port; ends when its standard input does.
 """
 
@@ -15,19 +15,19 @@ gi.require_version("GstRtspServer", "1.0")
 from gi.repository import GLib, Gst, GstRtspServer
 
 LIVE = (
-    "( videotestsrc is-live=true pattern=ball ! video/x-raw,format=I420,width=64,height=48,framerate=25/1"
+    "( videotestsrc is-live=true pattern=ball ! video/x-raw,format=I420,width={},height={},framerate=25/1"
     " ! rtpvrawpay name=pay0 pt=96 )"
 )
 TAKE = "( rtph264depay name=depay0 ! h264parse ! mpegtsmux ! filesink sync=false buffer-mode=unbuffered location={} )"
 
 
-def main(port, file, *credentials):
+def main(port, file, width, height, *credentials):
     Gst.init(None)
     server = GstRtspServer.RTSPServer.new()
     server.set_address("127.0.0.1")
     server.set_service(port)
     live = GstRtspServer.RTSPMediaFactory.new()
-    live.set_launch(LIVE)
+    live.set_launch(LIVE.format(width, height))
     live.set_shared(True)
     take = GstRtspServer.RTSPMediaFactory.new()
     take.set_launch(TAKE.format(file))

@@ -55,8 +55,13 @@ pub(crate) fn fit(config: &AnchorConfig, boxes: &[(f32, f32)]) -> Fit {
 }
 
 /// The anchors that suit the boxes best, of as many as `config` has: those with the fewest boxes without a good anchor and,
-/// among equals, the highest mean.
+/// among equals, the highest mean. Those of a single level (a network without a pyramid) stay as they are: its scales stand for
+/// the sizes of all levels.
 pub(crate) fn propose(config: &AnchorConfig, boxes: &[(f32, f32)]) -> (AnchorConfig, Fit) {
+    if config.base_sizes.len() != STRIDES.len() {
+        return (config.clone(), fit(config, boxes));
+    }
+    let n_ratios = config.aspect_ratios.len();
     let step = boxes.len().div_ceil(N_SEARCHED).max(1);
     let searched: Vec<(f32, f32)> = boxes.iter().copied().step_by(step).collect();
     let mut best = (config.clone(), fit(config, &searched));
@@ -65,9 +70,11 @@ pub(crate) fn propose(config: &AnchorConfig, boxes: &[(f32, f32)]) -> (AnchorCon
         let base = (f32::from(sixths) / 6.0).exp2();
         for spread in [1.4_f32, 1.7, 2.0, 2.4, 2.8] {
             for center in [0.5_f32, 0.7, 1.0, 1.4, 2.0, 2.8] {
+                // In even steps around the middle one.
+                let ratio = |n: usize| rounded(center * f32::powf(spread, n as f32 - (n_ratios as f32 - 1.0) / 2.0));
                 let candidate = AnchorConfig {
                     base_sizes: STRIDES.iter().map(|&stride| rounded(base * stride as f32)).collect(),
-                    aspect_ratios: [center / spread, center, center * spread].map(rounded).to_vec(),
+                    aspect_ratios: (0..n_ratios).map(ratio).collect(),
                     ..config.clone()
                 };
                 let found = fit(&candidate, &searched);
@@ -119,5 +126,10 @@ mod tests {
         assert!(before.missed > 0.2 && after.missed < 0.02, "{before:?}, {after:?}");
         assert!(proposed.aspect_ratios[2] > 3.0, "{proposed:?}");
         assert_eq!(proposed.n_per_cell(), config.n_per_cell());
+        let one = AnchorConfig { aspect_ratios: vec![1.0], ..config.clone() };
+        let (proposed, after) = propose(&one, &boxes);
+        assert!(proposed.aspect_ratios[..] == [2.8] && after.missed < fit(&one, &boxes).missed, "{proposed:?}, {after:?}");
+        let single = AnchorConfig { base_sizes: vec![32.0], ..config };
+        assert_eq!(propose(&single, &boxes).0, single);
     }
 }

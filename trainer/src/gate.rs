@@ -2,7 +2,7 @@
 //!
 //! A class with few boxes gains or loses several points by chance. So its loss has a standard error, from a paired
 //! bootstrap: pictures drawn with replacement, the same ones for both networks. A class may lose the limit or twice
-//! its standard error, whichever is more; the mean over all classes may lose the limit.
+//! its standard error, whichever is more, unless chance is not to be allowed for; the mean over all classes may lose the limit.
 
 use fovea::eval::{ClassReport, CocoEvaluator};
 use rand::{RngExt, SeedableRng};
@@ -20,6 +20,8 @@ pub(crate) struct Limits {
     pub(crate) mean: f64,
     /// By each class.
     pub(crate) class: f64,
+    /// Nothing is allowed for chance.
+    pub(crate) is_strict: bool,
 }
 
 /// Float and int8 side by side.
@@ -48,7 +50,11 @@ impl Comparison {
         let [float, int8] = reports;
         let row = |idx: usize, name: &str, float: ClassReport, int8: ClassReport| {
             let error = deviation(losses.iter().filter_map(|draw| draw[idx]));
-            let allowed = if idx == 0 { limits.mean } else { limits.class.max(2.0 * error) };
+            let allowed = match idx {
+                0 => limits.mean,
+                _ if limits.is_strict => limits.class,
+                _ => limits.class.max(2.0 * error),
+            };
             let loss = float.ap.zip(int8.ap).map(|(float, int8)| 100.0 * (float - int8));
             Row { name: name.into(), float, int8, loss, error, allowed }
         };
@@ -143,7 +149,7 @@ mod tests {
 
     #[test]
     fn the_gate_tells_loss_from_chance() {
-        let limits = Limits { mean: 0.5, class: 1.0 };
+        let limits = Limits { mean: 0.5, class: 1.0, is_strict: false };
         let float = evaluator(|_, _| false);
         for (what, int8, refused) in [
             ("nothing lost", evaluator(|_, _| false), None),
@@ -161,6 +167,9 @@ mod tests {
             let found: Vec<&str> = ["mean", "many", "few"].into_iter().filter(|name| named(name)).collect();
             assert_eq!((!found.is_empty()).then_some(found), refused, "{what}: {refusal:?}\n{}", comparison.table());
         }
+        let unlucky = evaluator(|class, id| (class, id) == (2, 3));
+        let strictly = Comparison::new(&float, &unlucky, Limits { mean: 50.0, is_strict: true, ..limits }).refusal();
+        assert!(strictly.is_some_and(|text| text.starts_with("few ")));
         // What int8 gains is no loss.
         assert!(Comparison::new(&evaluator(|_, id| id % 2 == 0), &float, limits).refusal().is_none());
     }

@@ -23,6 +23,9 @@ use tch::{Kind, Tensor};
 /// Pictures that scales are taken from.
 const N_PICTURES: usize = 512;
 
+/// Up to here f32 has every whole number.
+const EXACT: i64 = 1 << 24;
+
 /// Starts a network of `spec` (which says `quantized`) from the averaged weights of a float run: folds batch norm, calibrates
 /// on `data`, and sets weights, biases and scales.
 pub(crate) fn start(model: &mut Model, spec: &ModelSpec, run: &Path, data: &Folder, seed: u64) -> Result<()> {
@@ -34,6 +37,14 @@ pub(crate) fn start(model: &mut Model, spec: &ModelSpec, run: &Path, data: &Fold
     let observed = observe_all(&float, &float_spec, &folded, &pictures)?;
     let activations = observed.activations(|_| Method::Mse)?;
     let convs = quantize_convs(&float, &folded);
+    let names = float.convs().map(|conv| &*conv.name);
+    let beyond: Vec<&str> = names.filter(|name| convs[*name].largest_sum() >= EXACT).collect();
+    if !beyond.is_empty() {
+        say!(
+            "warning: sums of {} may leave the whole numbers that f32 has (2^24): there a step may differ from what the executor computes",
+            beyond.join(", ")
+        );
+    }
     let mut arrays = weights::Weights::new();
     for conv in float.convs() {
         let (folded, scales) = (&folded[&conv.name], convs[&conv.name].scales.clone());

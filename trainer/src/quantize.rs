@@ -11,6 +11,16 @@ use std::collections::BTreeMap;
 /// Name of the array `[values, 2]` of scales and zero points; `<conv>.scale` are the scales of weights.
 pub(crate) const ACTIVATIONS: &str = "activations";
 
+impl QuantConv {
+    /// The largest magnitude that a sum of products can come to, whatever the input is.
+    #[cfg(feature = "train")]
+    pub(crate) fn largest_sum(&self) -> i64 {
+        let n_taps = self.weights.len() / self.scales.len();
+        let sum = |row: &[i8]| row.iter().map(|weight| 255 * i64::from(weight.unsigned_abs())).sum();
+        self.weights.chunks(n_taps.max(1)).map(sum).max().unwrap_or(0)
+    }
+}
+
 /// The quantisation that a network was trained with.
 ///
 /// # Errors

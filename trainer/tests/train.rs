@@ -309,7 +309,17 @@ fn from_pictures_to_an_integer_model() {
     let data = data_set(&dir.path().join("data"));
     let run = dir.path().join("run");
     assert_done(&fit(&data, &run, &["--iterations", "300", "--mosaic", "0"]));
-    assert!(run.join("curve.png").exists() && run.join("curve.csv").exists());
+    assert!(run.join("curve.png").exists() && column(&run, "memory_mb").iter().all(|&megabytes| megabytes > 1.0));
+    let files: Vec<String> =
+        std::fs::read_dir(&run).unwrap().map(|entry| entry.unwrap().file_name().into_string().unwrap()).collect();
+    let events = files.iter().find(|name| name.starts_with("events.out.tfevents.")).unwrap();
+    let events = String::from_utf8_lossy(&std::fs::read(run.join(events)).unwrap()).into_owned();
+    assert!(events.contains("loss/cls") && events.contains("speed/memory_mb"), "{} bytes of events", events.len());
+    let origin: serde_json::Value = serde_json::from_str(&std::fs::read_to_string(run.join("origin.json")).unwrap()).unwrap();
+    assert!(
+        ["version", "revision", "data_sha256"].iter().all(|key| origin[key].as_str().is_some_and(|text| !text.is_empty())),
+        "{origin}"
+    );
     let json = dir.path().join("eval.json");
     assert_done(
         &program()
@@ -341,10 +351,20 @@ fn from_pictures_to_an_integer_model() {
     assert_eq!(refused.status.code(), Some(1), "{}", stderr(&refused));
     assert!(stderr(&refused).contains("mean ") && stderr(&refused).contains("--accept-loss"), "{}", stderr(&refused));
     assert!(!int8.exists(), "a refused model was written");
-    let accepted =
-        ["--max-loss=-50", "--accept-loss", "--with-weights", "--calibration", "auto", "--equalize", "--correct-biases"];
+    let accepted = [
+        "--max-loss=-50",
+        "--accept-loss",
+        "--with-weights",
+        "--calibration",
+        "auto",
+        "--equalize",
+        "--correct-biases",
+        "--sensitivity",
+    ];
     let accepted = quantize(&run, &int8, &accepted);
     assert_done(&accepted);
+    let printed = String::from_utf8_lossy(&accepted.stdout);
+    assert!(printed.contains("| layer quantised alone | noise (dB) |") && printed.contains("\n| head."), "{printed}");
     assert!(stderr(&accepted).contains("accepted: int8 loses"), "{}", stderr(&accepted));
 
     labels_of_a_teacher(&int8, &data, &dir.path().join("labelled"));
@@ -728,6 +748,8 @@ fn faults_of_a_data_set_are_found() {
     assert_done(&good);
     let table = String::from_utf8_lossy(&good.stdout).into_owned();
     assert!(table.contains("24 pictures, 24 boxes") && table.contains("green"), "{table}");
+    assert!(stderr(&good).contains("12 boxes of green; a class is learned from hundreds"), "{}", stderr(&good));
+    assert!(table.contains("have none at IoU 0.5"), "{table}");
     std::fs::write(data.join("images/3.png"), b"not a picture").unwrap();
     let text = std::fs::read_to_string(data.join("annotations.json")).unwrap();
     let mut coco: serde_json::Value = serde_json::from_str(&text).unwrap();
@@ -739,6 +761,54 @@ fn faults_of_a_data_set_are_found() {
     for part in ["3.png", "leaves the picture", "is empty", "3 faults"] {
         assert!(stderr(&bad).contains(part), "{part}: {}", stderr(&bad));
     }
+}
+
+/// The paper's settings on a small network, its speed, and the mean of two runs.
+#[test]
+fn the_papers_preset_is_run_timed_and_averaged() {
+    let dir = tempfile::tempdir().unwrap();
+    let data = data_set(&dir.path().join("data"));
+    let run = |name: &str| dir.path().join(name);
+    for (name, seed) in [("a", "1"), ("b", "2")] {
+        let mut command = program();
+        command.args(["fit", "--preset", "paper", "--width-channels", "16", "--width", "96", "--height", "64", "--batch", "2"]);
+        command.args(["--iterations", "2", "--threads", "1", "--device", "cpu", "--seed", seed]);
+        assert_done(&command.arg("--data").arg(&data).arg("--out").arg(run(name)).output().unwrap());
+    }
+    let settings: toml::Table = std::fs::read_to_string(run("a").join("fit.toml")).unwrap().parse().unwrap();
+    assert_eq!((settings["rule"].as_str(), settings["lr"].as_float()), (Some("sgd"), Some(0.01)), "{settings}");
+    let mut bench = program();
+    bench.args(["bench", "--threads", "1", "--device", "cpu", "--config"]).arg(run("a").join("fit.toml"));
+    let timed = bench.output().unwrap();
+    assert_done(&timed);
+    assert!(String::from_utf8_lossy(&timed.stdout).contains("pictures a second"), "{}", stderr(&timed));
+    assert_done(&program().arg("average").arg(run("a")).arg(run("b")).arg("--out").arg(run("mean")).output().unwrap());
+    assert!(run("mean").join("weights.safetensors").exists());
+}
+
+/// What a person reads first, of every command and of what it is made of.
+#[test]
+fn every_command_has_help_with_an_example() {
+    let help = |path: &[String]| {
+        let output = program().args(path).arg("--help").output().unwrap();
+        assert_done(&output);
+        String::from_utf8(output.stdout).unwrap()
+    };
+    let mut paths = vec![Vec::new()];
+    let mut n_commands = 0;
+    while let Some(path) = paths.pop() {
+        let text = help(&path);
+        n_commands += 1;
+        assert!(path.is_empty() || text.contains("Example"), "{path:?}:\n{text}");
+        let commands = text.split_once("\nCommands:\n").map_or("", |(_, rest)| rest.split_once("\n\n").unwrap().0);
+        for name in commands.lines().filter_map(|line| line.strip_prefix("  ")?.split(' ').next().filter(|name| !name.is_empty()))
+        {
+            if name != "help" {
+                paths.push([&path[..], &[name.to_owned()]].concat());
+            }
+        }
+    }
+    assert!(n_commands > 15, "{n_commands} commands");
 }
 
 /// Variants of a table: one that trains, one with hard example mining, one that diverges; then again, with nothing to do.
@@ -818,6 +888,7 @@ fn the_readme_leads_from_labels_to_a_running_model() {
         }
         let mut command = if runs_fovea { Command::new(&fovea) } else { program() };
         command.current_dir(dir.path());
+        let is_check = words[1] == "data";
         let mut words = words.iter().skip(1);
         while let Some(word) = words.next() {
             match word.as_str() {
@@ -837,6 +908,10 @@ fn the_readme_leads_from_labels_to_a_running_model() {
             continue;
         }
         assert_done(&output);
+        if is_check {
+            // Both splits of this data are the same pictures.
+            assert!(stderr(&output).contains("look the same"), "{}", stderr(&output));
+        }
         if runs_fovea {
             let found = std::fs::read_to_string(dir.path().join("found.jsonl")).unwrap();
             assert!(found.contains("\"red\"") && found.contains("\"green\""), "{found}");

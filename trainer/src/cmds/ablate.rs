@@ -33,8 +33,9 @@ use tch::{Kind, Tensor};
   fovea-train ablate --table b,c --data mydata/train --val mydata/val --init shufflenetv2-x1.0.safetensors \\
     --iterations 2000 --out ablation
 
-Writes b.md, b.png, c.md, c.png and a run folder for every variant and seed into --out. The same command goes on where it
-stopped. A table file has `title`, `columns`, and for each of `[[variants]]` a `name`, `cells` (one for each column) and
+Writes b.md, b.png, c.md, c.png and a run folder for every variant and seed into --out. The same command goes on where it \
+stopped. A variant with another backbone than --init has starts from random weights. A table file has `title`, \
+`columns`, and for each of `[[variants]]` a `name`, `cells` (one for each column) and \
 `set` (what it changes in fit.toml); `base` changes all of them, `details = true` adds sizes of objects and time.")]
 pub(crate) struct Args {
     /// a to e: the variants of the paper's Table 1; or a TOML file. Several are done together.
@@ -141,6 +142,14 @@ impl Table {
     fn config(&self, variant: &Variant, base: &FitConfig) -> Result<FitConfig> {
         let mut settings = toml::Table::try_from(base)?;
         for changes in [&self.base, &variant.set] {
+            if backbone(changes).is_some_and(|other| Some(other) != backbone(&settings)) {
+                // Weights of one backbone are none for another, which starts from random ones with its norm.
+                settings.remove("init");
+                if let Some(model) = settings.get_mut("model").and_then(toml::Value::as_table_mut) {
+                    model.remove("blocks");
+                    model.insert("backbone_norm".into(), true.into());
+                }
+            }
             merge(&mut settings, changes);
         }
         let said = || format!("variant `{}` of \"{}\"", variant.name, self.title);
@@ -148,6 +157,10 @@ impl Table {
         config.check().map_err(|error| Request(format!("{}: {error:#}", said())))?;
         Ok(config)
     }
+}
+
+fn backbone(settings: &toml::Table) -> Option<&str> {
+    settings.get("model")?.get("backbone")?.as_str()
 }
 
 /// Puts the values of `changes` into `settings`; tables into tables, but a loss as a whole, as its keys depend on its kind.
@@ -547,6 +560,13 @@ mod tests {
             let configs: Vec<FitConfig> = table.variants.iter().map(|v| table.config(v, &base()).unwrap()).collect();
             for (idx, config) in configs.iter().enumerate() {
                 assert!(!configs[..idx].contains(config), "{name}: {} comes twice", names[idx]);
+            }
+            let folded = FitConfig { init: Some("w.safetensors".into()), ..base() };
+            let folded = FitConfig { model: ModelSpec { backbone_norm: false, ..folded.model }, ..folded };
+            for (variant, config) in table.variants.iter().zip(&configs) {
+                let given = table.config(variant, &folded).unwrap();
+                let is_of_base = config.model.backbone == folded.model.backbone;
+                assert_eq!((given.init.is_some(), given.model.backbone_norm), (is_of_base, !is_of_base), "{}", variant.name);
             }
             names.sort_unstable();
             names.dedup();

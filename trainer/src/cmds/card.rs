@@ -44,7 +44,7 @@ impl Args {
             let int8 = measure(dir, &self.data, None, "int8")?;
             if let Some(float) = self.float(dir)? {
                 // As the gate of `quantize`.
-                let limits = Limits { mean: 0.5, class: 1.0 };
+                let limits = Limits { mean: 0.5, class: 1.0, is_strict: false };
                 println!("{}", Comparison::new(&float, &int8.evaluator, limits).table());
             } else {
                 say!("{}: no weights.safetensors with a model.toml: float is not measured", dir.display());

@@ -5,6 +5,10 @@ use anyhow::Result;
 
 /// Looks at data sets.
 #[derive(Debug, clap::Args)]
+#[command(after_help = "Example:
+  fovea-train data check --data mydata/train --data mydata/val --init models/street/weights.safetensors
+
+Each of them reads COCO, YOLO, Pascal VOC, Open Images and CVAT: name the folder, the format is found.")]
 pub(crate) struct Args {
     #[command(subcommand)]
     command: Command,

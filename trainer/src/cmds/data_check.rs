@@ -24,8 +24,8 @@ const MOST_LINES: usize = 50;
 #[command(after_help = "Example:
   fovea-train data check --data mydata/train --data mydata/val
 
-Faults end with exit code 1: pictures that cannot be read or have another size than the labels say, boxes without area or
-outside of their picture. The rest is to be judged: pictures that look the same (in two data sets, what is measured on one of
+Faults end with exit code 1: pictures that cannot be read or have another size than the labels say, boxes without area or \
+outside of their picture. The rest is to be judged: pictures that look the same (in two data sets, what is measured on one of \
 them is not what the model does on new pictures), classes with few boxes, boxes that no anchor suits.")]
 pub(crate) struct Args {
     /// A data set; give it again for its other splits.

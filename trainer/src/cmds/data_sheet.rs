@@ -35,7 +35,7 @@ const IGNORED: RGBColor = RGBColor(170, 170, 170);
   fovea-train data sheet --data mydata/train --out sheet.png
   fovea-train data sheet --data mydata/val --worst models/mine --out errors.png
 
-With --worst, the pictures on which the model is most wrong come first: green boxes are drawn labels, red ones those that the
+With --worst, the pictures on which the model is most wrong come first: green boxes are drawn labels, red ones those that the \
 model misses, orange ones what it finds where nothing is.")]
 pub(crate) struct Args {
     /// The data set.

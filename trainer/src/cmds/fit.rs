@@ -34,7 +34,7 @@ pub(crate) enum Preset {
   fovea-train fit --resume --out runs/first
   fovea-train fit --data mydata/train --out runs/small --backbone edgelite --teacher runs/first
 
-A data set is a folder in COCO, YOLO, Pascal VOC, Open Images or CVAT format. Ctrl-C writes a checkpoint and stops; --resume goes on
+A data set is a folder in COCO, YOLO, Pascal VOC, Open Images or CVAT format. Ctrl-C writes a checkpoint and stops; --resume goes on \
 from it as if it had never stopped.")]
 pub(crate) struct Args {
     /// Folder of the run: settings, checkpoint, weights, curve.

@@ -17,8 +17,8 @@ use std::path::PathBuf;
   fovea-train import retinanet_resnet50_fpn.pth --out runs/torchvision
   fovea-train import model_final.pkl --out runs/detectron2 --width 1088 --height 800
 
-Reads .pth, .pt, .ckpt (torch.save), .pkl (numpy arrays) and .safetensors; pickles are never executed. Which network it is
-follows from the names of its arrays. A backbone becomes a file for fit --init; a whole RetinaNet becomes the folder of a
+Reads .pth, .pt, .ckpt (torch.save), .pkl (numpy arrays) and .safetensors; pickles are never executed. Which network it is \
+follows from the names of its arrays. A backbone becomes a file for fit --init; a whole RetinaNet becomes the folder of a \
 run, which eval, export and quantize read.")]
 pub(crate) struct Args {
     /// File with the weights.

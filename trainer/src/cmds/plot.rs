@@ -23,6 +23,9 @@ use tch::{Kind, Tensor};
 
 /// Arguments of `fovea-train plot`.
 #[derive(Debug, clap::Args)]
+#[command(after_help = "Examples:
+  fovea-train plot losses --out losses.png
+  fovea-train plot detections --run runs/first --data mydata/val --out figures")]
 pub(crate) struct Args {
     #[command(subcommand)]
     figure: Figure,
@@ -32,6 +35,8 @@ pub(crate) struct Args {
 #[derive(Debug, clap::Subcommand)]
 enum Figure {
     /// Loss against p_t (the paper's Figure 1).
+    #[command(after_help = "Example:
+  fovea-train plot losses --loss focal:gamma=2,alpha=0.25 --loss cross_entropy --out losses.png")]
     Losses {
         /// Losses, as `fit --loss` has them. [default: focal, gamma 0, 0.5, 1, 2, 5]
         #[arg(long)]
@@ -41,6 +46,8 @@ enum Figure {
         out: PathBuf,
     },
     /// How the loss is spread over the anchors on objects and over the background, by gamma (the paper's Figure 4).
+    #[command(after_help = "Example:
+  fovea-train plot distribution --run runs/first --data mydata/val --out distribution.png")]
     Distribution {
         /// Folder of a run.
         #[arg(long)]
@@ -58,6 +65,8 @@ enum Figure {
         device: DeviceArgs,
     },
     /// Precision and recall by class, scores, sizes, and what is taken for what.
+    #[command(after_help = "Example:
+  fovea-train plot detections --run runs/first --data mydata/val --out figures")]
     Detections {
         /// Folder of a run.
         #[arg(long)]
@@ -78,6 +87,8 @@ enum Figure {
         device: DeviceArgs,
     },
     /// Speed against accuracy (the paper's Figure 2).
+    #[command(after_help = "Example:
+  fovea-train plot speed --point first:first.bench.json:first.eval.json --out speed.png")]
     Speed {
         /// NAME:BENCH.json:EVAL.json, of `fovea bench --model-only --json` and `fovea eval --json`.
         #[arg(long, required = true)]

@@ -41,7 +41,7 @@ const OTHER_CLASS_IOU: f32 = 0.75;
   fovea-train pseudo-label --teacher models/street --images unlabelled/images --out unlabelled/annotations.json
   fovea-train fit --data unlabelled --out runs/second
 
-With --annotations, only classes that a picture's own labels leave out are labelled (`exhaustive_category_ids`). Stopped
+With --annotations, only classes that a picture's own labels leave out are labelled (`exhaustive_category_ids`). Stopped \
 and started again, the command goes on where it was.")]
 pub(crate) struct Args {
     /// Model folder of a teacher; give it again for a second one.

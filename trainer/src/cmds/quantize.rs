@@ -11,7 +11,7 @@ use crate::noise::{LayerNoise, Probe, choose_methods, sensitivity};
 use crate::package::{self, write_atomic};
 use crate::quantize::{quantize_convs, stored};
 use crate::run_dir::RunDir;
-use crate::spec::ModelSpec;
+use crate::spec::{ModelSpec, Pyramid};
 use crate::weights;
 use anyhow::{Context, Result, bail};
 use fovea::executor::onnx;
@@ -28,7 +28,7 @@ use std::path::{Path, PathBuf};
 #[command(after_help = "Example:
   fovea-train quantize --run runs/first --data mydata/train --val mydata/val --out models/first
 
-Ranges come from pictures of --data, accuracy from --val: float and int8 are both measured, and the model is not written
+Ranges come from pictures of --data, accuracy from --val: float and int8 are both measured, and the model is not written \
 if int8 loses more than --max-loss AP points, or a class more than --max-class-loss, unless --accept-loss is given.")]
 pub(crate) struct Args {
     /// Folder of a run.
@@ -73,6 +73,9 @@ pub(crate) struct Args {
     /// AP points that a class may lose, or twice the standard error of its loss, whichever is more.
     #[arg(long, default_value_t = 1.0)]
     max_class_loss: f64,
+    /// Allow nothing for chance: a class may lose --max-class-loss, however few boxes it has.
+    #[arg(long)]
+    strict_classes: bool,
     /// Write the model whatever it loses.
     #[arg(long)]
     accept_loss: bool,
@@ -127,7 +130,7 @@ impl Args {
         write_model(&int8_dir, &spec, &name, &int8, None)?;
         let float_measured = measure(&float_dir, &self.val, None, "float")?;
         let int8_measured = measure(&int8_dir, &self.val, None, "int8")?;
-        let limits = Limits { mean: self.max_loss, class: self.max_class_loss };
+        let limits = Limits { mean: self.max_loss, class: self.max_class_loss, is_strict: self.strict_classes };
         let comparison = Comparison::new(&float_measured.evaluator, &int8_measured.evaluator, limits);
         let table = comparison.table();
         println!("{table}");
@@ -239,8 +242,9 @@ impl Args {
     ) -> String {
         let blocks = spec.blocks.map(|[c3, c4, c5]| format!(" of {c3}, {c4} and {c5} blocks")).unwrap_or_default();
         let backbone = spec.backbone.label() + &blocks;
+        let pyramid = if spec.pyramid == Pyramid::C5 { "C5 alone" } else { "pyramid P3–P7" };
         format!(
-            "# {name}\n\nRetinaNet, int8 (QDQ ONNX, `model.onnx`, {} bytes, SHA-256 `{}`). Backbone {}, pyramid P3–P7 of {} channels, \
+            "# {name}\n\nRetinaNet, int8 (QDQ ONNX, `model.onnx`, {} bytes, SHA-256 `{}`). Backbone {}, {pyramid} of {} channels, \
              towers of {} x {} channels, {} anchors a cell, input {}x{}.\n\nClasses: {}.\n\n{given}\n## Accuracy\n\nCOCO metrics in \
              percent on {} labelled pictures (`--val`), by `fovea eval --model DIR --data DIR`, the loss with its standard \
              error; {how}. Thresholds for display in `manifest.toml` are those of best F1 at IoU 0.5.\n\n{table}\n\
@@ -260,22 +264,30 @@ impl Args {
     }
 }
 
-/// For the card: the models whose labels completed those of the pictures, where `pseudo-label` made them.
+/// For the card: the models that `pseudo-label` made labels with, those of a scored file or those of the data set itself.
 fn teachers_of(dir: &RunDir) -> String {
     let settings: toml::Table = std::fs::read_to_string(dir.config()).ok().and_then(|text| text.parse().ok()).unwrap_or_default();
-    let scored = settings.get("pseudo").and_then(toml::Value::as_str).and_then(|path| std::fs::read_to_string(path).ok());
-    let scored: serde_json::Value = scored.and_then(|text| serde_json::from_str(&text).ok()).unwrap_or_default();
+    let path = |key: &str| settings.get(key).and_then(toml::Value::as_str).map(PathBuf::from);
+    let (data, scored) = (path("data").map(|dir| dir.join("annotations.json")), path("pseudo"));
+    if let Some(missing) = scored.iter().find(|path| !path.is_file()) {
+        say!("{}: there is no such file; the card does not name the models that made its labels", missing.display());
+    }
+    let completed = "Classes that the pictures' own labels leave out were completed by scored boxes of";
+    [(data, "The pictures were labelled by"), (scored, completed)]
+        .into_iter()
+        .filter_map(|(path, what)| Some((teachers_in(&path?)?, what)))
+        .map(|(names, what)| format!("\n{what} {names} (`pseudo-label`).\n"))
+        .collect()
+}
+
+/// The models that a file of labels names as its makers.
+fn teachers_in(path: &Path) -> Option<String> {
+    let labels: serde_json::Value = serde_json::from_str(&std::fs::read_to_string(path).ok()?).ok()?;
     let name = |teacher: &serde_json::Value| {
         Some(format!("{} (SHA-256 `{:.12}`)", teacher["name"].as_str()?, teacher["sha256"].as_str()?))
     };
-    let names: Vec<String> = scored["info"]["teachers"].as_array().into_iter().flatten().filter_map(name).collect();
-    if names.is_empty() {
-        return String::new();
-    }
-    format!(
-        "\nClasses that the pictures' own labels leave out were completed by scored boxes of {} (`pseudo-label`).\n",
-        names.join(", ")
-    )
+    let names: Vec<String> = labels["info"]["teachers"].as_array()?.iter().filter_map(name).collect();
+    (!names.is_empty()).then(|| names.join(", "))
 }
 
 /// The network that int8 is held against: the run's own, or the float run that training with quantisation started from.
@@ -394,7 +406,7 @@ mod tests {
     use super::*;
     use crate::calibrate::{LOWEST_LOGIT, Observed};
     use crate::package::{planar, test_picture};
-    use crate::spec::{Backbone, Norm, Pixels, Pyramid};
+    use crate::spec::{Backbone, Norm, Pixels};
     use crate::weights::{Array, Weights};
     use fovea::executor::{Executor, LoadOptions, Network};
     use rand::{RngExt, SeedableRng};

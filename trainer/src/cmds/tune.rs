@@ -29,7 +29,7 @@ const MACHINE: [&str; 4] = ["--device", "--threads", "--precision", "--workers"]
 #[command(after_help = "Example:
   fovea-train tune --minutes 120 --out tuned -- --data mydata/train --val mydata/val --init weights.safetensors
 
-What stands behind -- are options of `fit`: they make the first trial, the others change it. Writes tune.md and a run folder
+What stands behind -- are options of `fit`: they make the first trial, the others change it. Writes tune.md and a run folder \
 for every trial into --out; the same command goes on where it stopped.")]
 pub(crate) struct Args {
     /// Folder of the trials and of the table.

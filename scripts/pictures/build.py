@@ -1,11 +1,14 @@
 """Builds a training set from public repositories by a manifest.
 
-    build.py --manifest manifest.tsv.gz --cache CACHE --out DIR [--exclude FOLDER]...
+    build.py --manifest manifest.tsv.gz --cache CACHE --out DIR [--exclude FOLDER]... [--coco-val val2017.txt]
 
 Every repository is fetched by commit into CACHE (bare, depth 1); every picture is checked against its hash (the git
 blob id) and scaled to at most 416 pixels. A picture near to one of an excluded folder, or to an earlier one, is left
 out. DIR gets images/ and annotations.json (COCO); boxes are a repository's own where its class names map to ours, and
 `exhaustive_category_ids` holds the classes that the manifest declares complete. `label.py` scores the rest.
+
+No picture is taken whose name has the id of one of COCO's val2017 (`--coco-val`: `instances_val2017.json` or any other list of
+its file names): repositories offer some of them as train2017.
 
 Needs numpy, opencv-python-headless and git.
 """
@@ -39,6 +42,7 @@ NAMES = {
     20: "sheep",
     21: "cow cows cattle",
 }
+COCO_ID = re.compile(r"(?<!\d)\d{12}(?!\d)")
 CATEGORY_OF = {name: category for category, names in NAMES.items() for name in names.split()}
 
 
@@ -207,6 +211,7 @@ def main():
     parser.add_argument("--out", type=pathlib.Path, required=True, help="the data set; outside the project")
     parser.add_argument("--exclude", type=pathlib.Path, action="append", default=[], help="folder of pictures that none may be near to")
     parser.add_argument("--coco", type=pathlib.Path, help="instances_train2017.json, for the boxes of COCO's own pictures")
+    parser.add_argument("--coco-val", type=pathlib.Path, help="file names of COCO's val2017, in any text: none of these pictures is taken")
     parser.add_argument("--remote", default="https://github.com/{}", help="where a repository is fetched from")
     parser.add_argument("--only", nargs="*", help="names of the sources to build")
     args = parser.parse_args()
@@ -217,6 +222,7 @@ def main():
             seen.add(difference_hash(cv2.imread(str(path)))[0])
     (args.out / "images").mkdir(parents=True, exist_ok=True)
     coco = coco_boxes(json.loads(args.coco.read_text()), "") if args.coco else {}
+    held_out = set(COCO_ID.findall(args.coco_val.read_text())) if args.coco_val else set()
     images, annotations = [], []
     for source in read_manifest(args.manifest):
         if args.only and source["name"] not in args.only:
@@ -230,6 +236,9 @@ def main():
         own = OwnBoxes(tree(repo, source["commit"]), blobs) if source["own"] else None
         kept = 0
         for blob, path in source["pictures"]:
+            if not held_out.isdisjoint(COCO_ID.findall(path)):
+                print(f"{source['name']}: {path} is a picture of COCO's val2017 and is left out", file=sys.stderr)
+                continue
             picture = cv2.imdecode(np.frombuffer(blobs[blob], np.uint8), cv2.IMREAD_COLOR)
             hashes = difference_hash(picture)
             if seen.is_near(hashes):

@@ -29,6 +29,7 @@ pub(crate) struct Limits {
 pub(crate) struct Comparison {
     /// The mean, then every class.
     rows: Vec<Row>,
+    limits: Limits,
 }
 
 #[derive(Debug)]
@@ -64,7 +65,7 @@ impl Comparison {
         for (idx, ((name, float), (_, int8))) in (1..).zip(float.per_class.iter().zip(&int8.per_class)) {
             rows.push(row(idx, name, *float, *int8));
         }
-        Self { rows }
+        Self { rows, limits }
     }
 
     /// AP points that the mean loses; absent where there is nothing to measure on.
@@ -84,7 +85,7 @@ impl Comparison {
         (!words.is_empty()).then(|| words.join(", "))
     }
 
-    /// Markdown, percent.
+    /// Markdown, percent; below it the classes that pass because of what chance is allowed.
     pub(crate) fn table(&self) -> String {
         let percent = |value: Option<f64>| value.map_or("-".to_owned(), |v| format!("{:.1}", 100.0 * v));
         let head = "| class | boxes | AP float | AP int8 | loss | may lose | AP50 float | AP50 int8 |\n|---|---|---|---|---|---|---|---|\n";
@@ -95,6 +96,12 @@ impl Comparison {
             // Writing to a string cannot fail.
             let _ =
                 writeln!(table, "| {} | {} | {a} | {b} | {loss} | {:.2} | {c} | {d} |", row.name, row.float.boxes, row.allowed);
+        }
+        let passes_by_chance = |row: &&Row| row.loss.is_some_and(|loss| loss > self.limits.class && loss <= row.allowed);
+        let names: Vec<&str> = self.rows[1..].iter().filter(passes_by_chance).map(|row| &*row.name).collect();
+        if !names.is_empty() {
+            let limit = self.limits.class;
+            let _ = writeln!(table, "\nMore than {limit:.2} lost, within twice the standard error: {}.", names.join(", "));
         }
         table
     }
@@ -168,6 +175,8 @@ mod tests {
             assert_eq!((!found.is_empty()).then_some(found), refused, "{what}: {refusal:?}\n{}", comparison.table());
         }
         let unlucky = evaluator(|class, id| (class, id) == (2, 3));
+        let table = Comparison::new(&float, &unlucky, limits).table();
+        assert!(table.ends_with("\nMore than 1.00 lost, within twice the standard error: few.\n"), "{table}");
         let strictly = Comparison::new(&float, &unlucky, Limits { mean: 50.0, is_strict: true, ..limits }).refusal();
         assert!(strictly.is_some_and(|text| text.starts_with("few ")));
         // What int8 gains is no loss.

@@ -3,7 +3,7 @@
 //! Everything is drawn from a generator seeded with the sample's number, so that a resumed run sees the same pictures.
 
 use crate::data::{Example, Label, LabelKind};
-use crate::degrade::degrade;
+use crate::degrade::{add_noise, blur, darken, recompress};
 use fovea::detection::BBox;
 use fovea::images::RgbPicture;
 use fovea::preprocess::PAD_VALUE;
@@ -257,6 +257,33 @@ fn change_colors(pixels: &mut [u8], strength: f32, rng: &mut ChaCha8Rng) {
     }
 }
 
+/// Each of them with its own probability, in the order in which they happen to a picture on its way.
+fn degrade(pixels: &mut [u8], size: (usize, usize), how: &Augmentation, rng: &mut ChaCha8Rng) {
+    if happens(how.night, rng) {
+        // Street lamps have little blue.
+        let gains = [1.0, rng.random_range(0.8..1.0), rng.random_range(0.55..1.0)];
+        darken(pixels, rng.random_range(1.6..3.2), gains);
+        add_noise(pixels, rng.random_range(2.0..10.0), rng);
+    }
+    if happens(how.blur, rng) {
+        // Out of focus, or moved along the rows or the columns.
+        let len = 3 + 2 * rng.random_range(0..3);
+        let (columns, rows) = [(len, len), (len, 1), (1, len)][rng.random_range(0..3)];
+        blur(pixels, size.0, columns, rows);
+    }
+    if happens(how.noise, rng) {
+        add_noise(pixels, rng.random_range(3.0..15.0), rng);
+    }
+    if happens(how.jpeg, rng) {
+        recompress(pixels, size, rng.random_range(25..75));
+    }
+}
+
+/// Draws nothing where the probability is 0.
+fn happens(probability: f32, rng: &mut ChaCha8Rng) -> bool {
+    probability > 0.0 && rng.random_range(0.0..1.0) < probability
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -325,5 +352,20 @@ mod tests {
             .collect();
         let want = ["[118.0, 30.0, 188.0, 80.0]", "[20.0, 30.0, 90.0, 80.0]"];
         assert_eq!(boxes.into_iter().collect::<Vec<_>>(), want);
+    }
+
+    #[test]
+    fn what_happens_to_a_picture_follows_the_seed() {
+        let all = Augmentation { night: 1.0, blur: 1.0, noise: 1.0, jpeg: 1.0, ..Augmentation::FLIP_ONLY };
+        let size = (64, 48);
+        let ramp: Vec<u8> = (0..64 * 48).flat_map(|at| [(at % 64 * 3) as u8, (at / 64 * 4) as u8, 120]).collect();
+        let made = |how: &Augmentation, seed: u64| {
+            let mut pixels = ramp.clone();
+            degrade(&mut pixels, size, how, &mut ChaCha8Rng::seed_from_u64(seed));
+            pixels
+        };
+        assert_eq!(made(&all, 1), made(&all, 1));
+        assert_ne!(made(&all, 1), made(&all, 2));
+        assert_eq!(made(&Augmentation::FLIP_ONLY, 1), ramp);
     }
 }

@@ -5,12 +5,12 @@
 //! (slice, shuffle, concatenation, pooling, upsampling) share one range with what they pass on, so that passing on costs
 //! nothing and loses nothing. The heads keep their extremes whatever the method: their largest values are the detections.
 
-use crate::cmds::Request;
 use crate::data::{Folder, progress};
 use crate::export::float_model;
 use crate::fold::Folded;
 use crate::graph::{Graph, Op, ValueId};
 use crate::package::planar;
+use crate::request::Request;
 use crate::spec::{ModelSpec, Pixels};
 use anyhow::{Context, Result, bail};
 use fovea::executor::{LoadOptions, Network, onnx};

@@ -225,7 +225,7 @@ impl FitConfig {
 
     /// Writes `fit.toml`.
     pub(crate) fn write(&self, path: &Path) -> Result<()> {
-        crate::package::write_atomic(path, toml::to_string(self)?.as_bytes())
+        crate::files::write_atomic(path, toml::to_string(self)?.as_bytes())
     }
 
     /// Slope of the activation below 0 at `iteration`.

@@ -1,7 +1,7 @@
 //! What a run reports over time: losses and evaluations as CSV, as TensorBoard events and as a picture.
 
-use crate::fit::Losses;
-use crate::package::write_atomic;
+use crate::files::write_atomic;
+use crate::loss::Losses;
 use crate::run_dir::RunDir;
 use crate::tensorboard::EventFile;
 use anyhow::{Context, Result};

@@ -84,35 +84,6 @@ impl Folder {
     }
 }
 
-/// Pictures of a folder and of the folders in it: names within the folder, in order.
-pub(crate) fn list_pictures(dir: &Path) -> Result<Vec<String>> {
-    list_files(dir, &images::EXTENSIONS)
-}
-
-/// Files with one of these extensions, lower case: names within the folder, in order.
-pub(crate) fn list_files(dir: &Path, extensions: &[&str]) -> Result<Vec<String>> {
-    let mut names = Vec::new();
-    let (mut open, mut seen) = (vec![PathBuf::new()], HashSet::new());
-    while let Some(folder) = open.pop() {
-        let path = dir.join(&folder);
-        // Links are followed, but not in circles.
-        if path.canonicalize().is_ok_and(|real| !seen.insert(real)) {
-            continue;
-        }
-        for entry in std::fs::read_dir(&path).with_context(|| format!("cannot read the folder {}", path.display()))? {
-            let entry = entry?;
-            let name = folder.join(entry.file_name());
-            if dir.join(&name).is_dir() {
-                open.push(name);
-            } else if name.extension().is_some_and(|ext| extensions.contains(&&*ext.to_string_lossy().to_lowercase())) {
-                names.push(name.to_string_lossy().into_owned());
-            }
-        }
-    }
-    names.sort_unstable();
-    Ok(names)
-}
-
 /// Class index by category id, for the model's class names.
 pub(crate) fn class_by_category(coco: &CocoDataset, classes: &[String]) -> HashMap<u32, usize> {
     let index = |name: &str| classes.iter().position(|class| class == name);
@@ -310,20 +281,6 @@ mod tests {
         let refused = load(&folder, &["a".to_owned()], None, ScoreBands { positive: 0.45, ignore: 0.2 }).err().unwrap();
         let text = format!("{refused:#}");
         assert!(text.contains("its 2 pictures take 3000.0 GB decoded") && text.contains("scale them down"), "{text}");
-    }
-
-    #[cfg(unix)]
-    #[test]
-    fn linked_folders_are_looked_into_once() {
-        let dir = tempfile::tempdir().unwrap();
-        let (images, other) = (dir.path().join("images"), dir.path().join("other"));
-        for folder in [&images, &other] {
-            std::fs::create_dir(folder).unwrap();
-        }
-        std::fs::write(other.join("a.png"), b"").unwrap();
-        std::os::unix::fs::symlink(&other, images.join("train")).unwrap();
-        std::os::unix::fs::symlink(&images, other.join("circle")).unwrap();
-        assert_eq!(list_pictures(&images).unwrap(), ["train/a.png"]);
     }
 
     #[test]

@@ -1,38 +1,10 @@
 //! What cameras and links do to pictures: darkness, blur, noise, compression. On RGB, `[H, W, 3]`, in place.
 
-use crate::augment::Augmentation;
 use fovea::images;
 use image::ExtendedColorType;
 use image::codecs::jpeg::JpegEncoder;
-use rand::{Rng, RngExt};
+use rand::Rng;
 use rand_chacha::ChaCha8Rng;
-
-/// Each of them with its own probability, in the order in which they happen to a picture on its way.
-pub(crate) fn degrade(pixels: &mut [u8], size: (usize, usize), how: &Augmentation, rng: &mut ChaCha8Rng) {
-    if happens(how.night, rng) {
-        // Street lamps have little blue.
-        let gains = [1.0, rng.random_range(0.8..1.0), rng.random_range(0.55..1.0)];
-        darken(pixels, rng.random_range(1.6..3.2), gains);
-        add_noise(pixels, rng.random_range(2.0..10.0), rng);
-    }
-    if happens(how.blur, rng) {
-        // Out of focus, or moved along the rows or the columns.
-        let len = 3 + 2 * rng.random_range(0..3);
-        let (columns, rows) = [(len, len), (len, 1), (1, len)][rng.random_range(0..3)];
-        blur(pixels, size.0, columns, rows);
-    }
-    if happens(how.noise, rng) {
-        add_noise(pixels, rng.random_range(3.0..15.0), rng);
-    }
-    if happens(how.jpeg, rng) {
-        recompress(pixels, size, rng.random_range(25..75));
-    }
-}
-
-/// Draws nothing where the probability is 0.
-fn happens(probability: f32, rng: &mut ChaCha8Rng) -> bool {
-    probability > 0.0 && rng.random_range(0.0..1.0) < probability
-}
 
 /// `255 x (value / 255) ^ gamma`, times a gain for each of red, green, blue.
 pub(crate) fn darken(pixels: &mut [u8], gamma: f32, gains: [f32; 3]) {
@@ -171,18 +143,5 @@ mod tests {
         };
         let (good, bad) = (lost(95), lost(20));
         assert!(good > 0.0 && good < 6.0 && bad > good && bad < 20.0, "quality 95 changes values by {good}, 20 by {bad}");
-    }
-
-    #[test]
-    fn the_seed_decides_and_nothing_happens_at_0() {
-        let all = Augmentation { night: 1.0, blur: 1.0, noise: 1.0, jpeg: 1.0, ..Augmentation::FLIP_ONLY };
-        let made = |how: &Augmentation, seed: u64| {
-            let mut pixels = ramp();
-            degrade(&mut pixels, SIZE, how, &mut rng(seed));
-            pixels
-        };
-        assert_eq!(made(&all, 1), made(&all, 1));
-        assert_ne!(made(&all, 1), made(&all, 2));
-        assert_eq!(made(&Augmentation::FLIP_ONLY, 1), ramp());
     }
 }

@@ -4,9 +4,9 @@
 //! would be exported (running statistics, no gradients), so it has no state: a resumed run needs its folder and no more.
 //! Only the adapters between pyramids of different width are learnt; they are in the checkpoint, not in the result.
 
-use crate::cmds::Request;
 use crate::loss::{decode, giou};
 use crate::model::{Group, LevelOutput, Mode, Model, Param, normal};
+use crate::request::Request;
 use crate::run_dir::RunDir;
 use crate::spec::ModelSpec;
 use crate::weights;

@@ -1,8 +1,8 @@
 //! COCO metrics of a network in libtorch, through the same preprocessing and postprocessing as at run time.
 
-use crate::cmds::Request;
 use crate::data::{Folder, class_by_category, progress};
 use crate::model::{Mode, Model};
+use crate::request::Request;
 use crate::spec::ModelSpec;
 use anyhow::Result;
 use fovea::detection::Detection;

@@ -7,10 +7,10 @@ use crate::curve::Log;
 use crate::data::{self, Example, Folder};
 use crate::distill::{Teacher, joined};
 use crate::evaluate::{check_classes, evaluate, summary};
-use crate::loss::{box_loss, with_gradient};
+use crate::files::write_atomic;
+use crate::loss::{Losses, box_loss, with_gradient};
 use crate::model::{Mode, Model};
 use crate::optim::{Optimizer, Step};
-use crate::package::write_atomic;
 use crate::peers::Peers;
 use crate::progress::Progress;
 use crate::run_dir::{Origin, RunDir};
@@ -50,25 +50,6 @@ pub(crate) struct Control<'a> {
     pub(crate) until: Option<usize>,
     /// Set from outside.
     pub(crate) stop: &'a AtomicBool,
-}
-
-/// Losses of one step.
-#[derive(Debug, Clone, Copy, Default)]
-pub(crate) struct Losses {
-    /// Classification loss, per anchor on an object.
-    pub(crate) cls: f64,
-    /// Box loss, per anchor on an object, weighted.
-    pub(crate) bbox: f64,
-    /// Norm of all gradients together, before clipping.
-    pub(crate) norm: f64,
-    /// Weighted losses against a teacher: scores, boxes, pyramid.
-    pub(crate) distill: [f64; 3],
-}
-
-impl Losses {
-    fn is_finite(&self) -> bool {
-        [self.cls, self.bbox, self.norm].iter().chain(&self.distill).all(|loss| loss.is_finite())
-    }
 }
 
 /// A loss or the gradients are not finite.

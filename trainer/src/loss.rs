@@ -284,6 +284,26 @@ pub(crate) enum BoxLoss {
     SmoothL1,
 }
 
+/// Losses of one step.
+#[derive(Debug, Clone, Copy, Default)]
+pub(crate) struct Losses {
+    /// Classification loss, per anchor on an object.
+    pub(crate) cls: f64,
+    /// Box loss, per anchor on an object, weighted.
+    pub(crate) bbox: f64,
+    /// Norm of all gradients together, before clipping.
+    pub(crate) norm: f64,
+    /// Weighted losses against a teacher: scores, boxes, pyramid.
+    pub(crate) distill: [f64; 3],
+}
+
+impl Losses {
+    /// Whether training can go on.
+    pub(crate) fn is_finite(&self) -> bool {
+        [self.cls, self.bbox, self.norm].iter().chain(&self.distill).all(|loss| loss.is_finite())
+    }
+}
+
 /// A scalar whose gradient with respect to `x` is `gradient`, and which shows no value of its own.
 pub(crate) fn with_gradient(x: &Tensor, gradient: &Tensor) -> Tensor {
     (x * gradient).sum(Kind::Float)

@@ -45,6 +45,7 @@ mod equalize;
 mod evaluate;
 mod export;
 mod figure;
+mod files;
 #[cfg(feature = "train")]
 mod fit;
 mod fold;
@@ -69,6 +70,7 @@ mod progress;
 #[cfg(feature = "train")]
 mod qat;
 mod quantize;
+mod request;
 mod run_dir;
 mod spec;
 mod targets;
@@ -104,7 +106,7 @@ fn exit_code(error: &anyhow::Error) -> u8 {
     let is_missing = |cause: &(dyn std::error::Error + 'static)| {
         cause.downcast_ref::<std::io::Error>().is_some_and(|error| error.kind() == std::io::ErrorKind::NotFound)
     };
-    let is_settings = |cause: &(dyn std::error::Error + 'static)| cause.is::<toml::de::Error>() || cause.is::<cmds::Request>();
-    let is_request = error.is::<cmds::Request>() || error.chain().any(|cause| is_missing(cause) || is_settings(cause));
+    let is_settings = |cause: &(dyn std::error::Error + 'static)| cause.is::<toml::de::Error>() || cause.is::<request::Request>();
+    let is_request = error.is::<request::Request>() || error.chain().any(|cause| is_missing(cause) || is_settings(cause));
     if is_request { 2 } else { 1 }
 }

@@ -1,27 +1,12 @@
 //! A model folder: network, manifest, labels, golden digest, card.
 
 use crate::spec::{ModelSpec, Pixels};
-use anyhow::{Context, Result};
+use anyhow::Result;
 use fovea::frame::PictureRef;
 use fovea::pipeline::detector::{Detector, DetectorOptions, hex};
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
-use std::fs::File;
-use std::io::Write as _;
 use std::path::Path;
-
-/// Writes a file beside its place and down to the disk, then into its place: neither a cut nor a full disk leaves half a
-/// file or takes the old one away.
-pub(crate) fn write_atomic(path: &Path, bytes: &[u8]) -> Result<()> {
-    let partial = path.with_extension("partial");
-    let written = File::create(&partial)
-        .and_then(|mut file| file.write_all(bytes).and_then(|()| file.sync_all()))
-        .and_then(|()| std::fs::rename(&partial, path));
-    if written.is_err() {
-        std::fs::remove_file(&partial).ok();
-    }
-    written.with_context(|| format!("cannot write {}", path.display()))
-}
 
 /// Name of the model in a folder.
 pub(crate) fn name_of(dir: &Path) -> String {

@@ -3,7 +3,7 @@
 //! A star: rank 0 sums what all give, in the order of their ranks, and sends the sum back. So every process sees the
 //! same bits, and a run with the same number of processes is the same run. Why it is not NCCL or Gloo: ADR 0009.
 
-use crate::cmds::Request;
+use crate::request::Request;
 use anyhow::{Result, bail};
 use std::io::{Read, Write};
 use std::net::{TcpListener, TcpStream};

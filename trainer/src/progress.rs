@@ -3,7 +3,7 @@
 use crate::config::FitConfig;
 use crate::curve::{Row, resident_mb};
 use crate::data;
-use crate::fit::Losses;
+use crate::loss::Losses;
 use fovea::pipeline::clock::Stopwatch;
 use indicatif::ProgressBar;
 use std::time::Duration;

@@ -1,7 +1,7 @@
 //! The files of a training run, and what it came from.
 
-use crate::cmds::Request;
 use crate::data::{Example, LabelKind};
+use crate::request::Request;
 use crate::spec::ModelSpec;
 use anyhow::{Context, Result};
 use fovea::pipeline::detector::hex;
@@ -150,7 +150,7 @@ impl Origin {
 
     /// Writes it into the folder of the run.
     pub(crate) fn write(&self, dir: &RunDir) -> Result<()> {
-        crate::package::write_atomic(&dir.origin(), serde_json::to_string_pretty(self)?.as_bytes())
+        crate::files::write_atomic(&dir.origin(), serde_json::to_string_pretty(self)?.as_bytes())
     }
 
     /// Digest of the data alone.

@@ -291,6 +291,6 @@ impl ModelSpec {
 
     /// Writes `model.toml` of a run.
     pub(crate) fn write(&self, path: &Path) -> Result<()> {
-        crate::package::write_atomic(path, toml::to_string(self)?.as_bytes())
+        crate::files::write_atomic(path, toml::to_string(self)?.as_bytes())
     }
 }

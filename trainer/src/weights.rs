@@ -52,7 +52,7 @@ pub(crate) fn write(path: &Path, weights: &Weights, texts: HashMap<String, Strin
     for (name, array, raw) in &bytes {
         views.push((name.as_str(), TensorView::new(Dtype::F32, array.shape.clone(), raw)?));
     }
-    crate::package::write_atomic(path, &safetensors::serialize(views, Some(texts))?)
+    crate::files::write_atomic(path, &safetensors::serialize(views, Some(texts))?)
 }
 
 /// Writes a safetensors file of f16 arrays: half the size, for weights to start from.
@@ -63,7 +63,7 @@ pub(crate) fn write_f16(path: &Path, weights: &Weights) -> Result<()> {
     for (name, array, raw) in &bytes {
         views.push((name.as_str(), TensorView::new(Dtype::F16, array.shape.clone(), raw)?));
     }
-    crate::package::write_atomic(path, &safetensors::serialize(views, None)?)
+    crate::files::write_atomic(path, &safetensors::serialize(views, None)?)
 }
 
 /// How a foreign stem sees its input, from the `.json` beside its weights.

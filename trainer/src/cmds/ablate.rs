@@ -4,17 +4,17 @@
 //! so a run that is there is not done again: the same command goes on where it stopped. Variants of several tables that
 //! have one name and one meaning share their runs.
 
-use super::Request;
 use super::fit::{Machine, Settings, stop_on_interrupt};
 use crate::config::FitConfig;
 use crate::curve::last_speed;
 use crate::data::{self, Folder};
 use crate::evaluate::evaluate;
 use crate::figure;
+use crate::files::write_atomic;
 use crate::fit::{Control, Diverged, Outcome, Resources, fit};
 use crate::model::{Mode, Model};
-use crate::package::write_atomic;
 use crate::peers::Peers;
+use crate::request::Request;
 use crate::run_dir::RunDir;
 use crate::weights;
 use anyhow::{Context, Result};

@@ -1,6 +1,6 @@
 //! `fovea-train average`.
 
-use super::Request;
+use crate::request::Request;
 use crate::run_dir::RunDir;
 use crate::weights::{self, Weights};
 use anyhow::{Context, Result};

@@ -1,12 +1,12 @@
 //! `fovea-train card`: the figures of a model's card, measured again.
 
-use super::Request;
 use super::quantize::{Work, measure, write_model};
 use crate::export::float_model;
 use crate::fold::fold;
 use crate::gate::{Comparison, Limits};
 use crate::graph::Graph;
 use crate::package::name_of;
+use crate::request::Request;
 use crate::spec::ModelSpec;
 use crate::weights;
 use anyhow::{Context, Result};

@@ -1,8 +1,8 @@
 //! `fovea-train data convert`.
 
-use crate::cmds::Request;
 use crate::data::{Folder, progress};
 use crate::formats::Format;
+use crate::request::Request;
 use anyhow::{Context, Result};
 use std::collections::HashMap;
 use std::path::{Component, Path, PathBuf};

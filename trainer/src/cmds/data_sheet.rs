@@ -1,8 +1,8 @@
 //! `fovea-train data sheet`.
 
-use crate::cmds::Request;
 use crate::data::{Folder, class_by_category, progress};
 use crate::figure::{self, COLORS};
+use crate::request::Request;
 use anyhow::{Context, Result};
 use fovea::detection::{BBox, Detection};
 use fovea::eval::CocoImage;

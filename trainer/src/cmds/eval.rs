@@ -47,7 +47,7 @@ impl Args {
         let mut spec = ModelSpec::read(&dir.model())?;
         if let Some((width, height)) = self.size {
             (spec.width, spec.height) = (width, height);
-            spec.check().map_err(|error| super::Request(format!("--size: {error:#}")))?;
+            spec.check().map_err(|error| crate::request::Request(format!("--size: {error:#}")))?;
         }
         let mut model = Model::new(&spec, 0.01, 0, device);
         model.load(&weights::read(&dir.weights())?.weights).with_context(|| dir.weights().display().to_string())?;

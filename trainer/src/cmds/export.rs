@@ -1,9 +1,9 @@
 //! `fovea-train export`.
 
 use crate::export::float_model;
+use crate::files::write_atomic;
 use crate::fold::fold;
 use crate::graph::Graph;
-use crate::package::write_atomic;
 use crate::run_dir::RunDir;
 use crate::spec::ModelSpec;
 use crate::weights;

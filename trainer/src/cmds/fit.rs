@@ -1,6 +1,6 @@
 //! `fovea-train fit`.
 
-use super::{Request, device};
+use super::device;
 use crate::config::FitConfig;
 use crate::data::Folder;
 use crate::distill::Distill;
@@ -8,6 +8,7 @@ use crate::fit::{Control, Outcome, Resources, fit};
 use crate::loss::{BoxLoss, ClsLoss};
 use crate::optim::{Rule, Schedule};
 use crate::peers::Peers;
+use crate::request::Request;
 use crate::run_dir::RunDir;
 use crate::spec::{Backbone, ModelSpec, Norm, Pixels, Pyramid, STRIDES};
 use crate::weights;

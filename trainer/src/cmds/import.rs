@@ -1,8 +1,8 @@
 //! `fovea-train import`.
 
-use super::Request;
+use crate::files::write_atomic;
 use crate::import::{Imported, Wishes, import};
-use crate::package::write_atomic;
+use crate::request::Request;
 use crate::run_dir::RunDir;
 use crate::{torch_file, weights};
 use anyhow::{Context, Result};

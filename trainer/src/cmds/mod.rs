@@ -24,6 +24,8 @@ mod quantize;
 #[cfg(feature = "train")]
 mod tune;
 
+#[cfg(feature = "train")]
+use crate::request::Request;
 use anyhow::Result;
 use clap::{Parser, Subcommand};
 
@@ -72,11 +74,6 @@ pub(crate) enum Command {
     /// Check, convert and look at data sets.
     Data(data::Args),
 }
-
-/// A request that is wrong, as opposed to work that failed: exit code 2.
-#[derive(Debug, thiserror::Error)]
-#[error("{0}")]
-pub(crate) struct Request(pub(crate) String);
 
 impl Command {
     /// Runs the command.

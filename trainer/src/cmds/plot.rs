@@ -1,6 +1,6 @@
 //! `fovea-train plot`: the figures of the paper, and those that show what a run does.
 
-use super::{DeviceArgs, Request};
+use super::DeviceArgs;
 use crate::augment::Augmentation;
 use crate::config::FitConfig;
 use crate::data::{Folder, class_by_category};
@@ -10,6 +10,7 @@ use crate::fit::{Resources, recipe};
 use crate::loss::{ClsLoss, Focal};
 use crate::model::{Mode, Model};
 use crate::peers::Peers;
+use crate::request::Request;
 use crate::run_dir::RunDir;
 use crate::spec::ModelSpec;
 use crate::targets;

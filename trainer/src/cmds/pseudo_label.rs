@@ -3,10 +3,10 @@
 //! Every picture goes through every teacher, as it is and mirrored; the boxes of all views are fused. What is found is
 //! kept in a journal beside the output, a line a picture, so that a run that was stopped goes on where it was.
 
-use super::Request;
-use crate::data::{list_pictures, progress};
+use crate::data::progress;
+use crate::files::{list_pictures, write_atomic};
 use crate::fusion::{Found, fuse};
-use crate::package::write_atomic;
+use crate::request::Request;
 use anyhow::{Context, Result, anyhow};
 use fovea::detection::{BBox, Detection};
 use fovea::eval::{CocoDataset, CocoImage, IGNORE_FROM, OBJECT_FROM};

@@ -4,10 +4,10 @@
 //! get a few steps of the same schedule, the best third of them three times as many, until one has them all. A trial is a run
 //! folder that `fit` makes, so what was trained is not trained again: the same command goes on where it stopped.
 
-use super::Request;
 use crate::config::FitConfig;
 use crate::curve::last_speed;
-use crate::package::write_atomic;
+use crate::files::write_atomic;
+use crate::request::Request;
 use crate::run_dir::RunDir;
 use anyhow::{Context, Result, anyhow, bail};
 use rand::{RngExt, SeedableRng};

@@ -20,7 +20,7 @@ pub(super) fn read(dir: &Path) -> Result<Labelled> {
         bail!("{}: tracks of a video; export the task as \"CVAT for images 1.1\"", path.display());
     }
     let pictures = if dir.join("images").is_dir() { dir.join("images") } else { dir.to_owned() };
-    let listed: HashSet<String> = crate::data::list_pictures(&pictures)?.into_iter().collect();
+    let listed: HashSet<String> = crate::files::list_pictures(&pictures)?.into_iter().collect();
     let mut names = None;
     let mut n_left_out = 0;
     let mut reader = Reader::default();

@@ -8,8 +8,8 @@ mod open_images;
 mod voc;
 mod yolo;
 
-use crate::cmds::Request;
-use crate::package::write_atomic;
+use crate::files::write_atomic;
+use crate::request::Request;
 use anyhow::{Context, Result, bail};
 use fovea::eval::{CocoAnnotation, CocoCategory, CocoDataset, CocoImage};
 use fovea::images;
@@ -225,7 +225,7 @@ fn escaped(text: &str) -> String {
 /// Pictures of a folder by name without extension, which is how most formats name them.
 fn by_stem(dir: &Path) -> Result<HashMap<String, String>> {
     let mut names = HashMap::new();
-    for name in crate::data::list_pictures(dir)? {
+    for name in crate::files::list_pictures(dir)? {
         if let Some(other) = names.insert(stem(&name), name.clone()) {
             bail!(
                 "{}: {other:?} and {name:?} differ in their extension only, and labels name neither; rename one",

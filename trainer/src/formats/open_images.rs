@@ -19,7 +19,7 @@ pub(super) fn boxes_of(dir: &Path) -> Option<PathBuf> {
 
 /// The first CSV with labels of pictures, and with boxes or without.
 fn csv_with(dir: &Path, has_boxes: bool) -> Option<PathBuf> {
-    let names = crate::data::list_files(dir, &["csv"]).ok()?;
+    let names = crate::files::list_files(dir, &["csv"]).ok()?;
     names.into_iter().map(|name| dir.join(name)).find(|path| {
         // The files have millions of lines; the first one tells.
         let mut header = String::new();
@@ -106,7 +106,7 @@ pub(super) fn read(dir: &Path) -> Result<Labelled> {
 
 /// Names by label: from the CSV of two columns that begins with a label such as `/m/01g317`.
 fn class_names(dir: &Path, boxes: &Path) -> Result<HashMap<String, String>> {
-    for name in crate::data::list_files(dir, &["csv"])? {
+    for name in crate::files::list_files(dir, &["csv"])? {
         let path = dir.join(name);
         if path == boxes {
             continue;

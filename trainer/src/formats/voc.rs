@@ -21,7 +21,7 @@ fn folders(dir: &Path) -> (PathBuf, PathBuf) {
 }
 
 fn xml_files(dir: &Path) -> Result<Vec<String>> {
-    crate::data::list_files(dir, &["xml"])
+    crate::files::list_files(dir, &["xml"])
 }
 
 /// Whether there are labels of this format.

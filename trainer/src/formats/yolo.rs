@@ -5,7 +5,7 @@
 //! the pictures, the last `images` becomes `labels`. Names are in data.yaml or classes.txt, beside them or above.
 
 use super::{Labelled, Reader, Writer, edges, read as read_text, size_of, write as write_text};
-use crate::cmds::Request;
+use crate::request::Request;
 use anyhow::{Context, Result, anyhow, bail};
 use fovea::eval::CocoDataset;
 use saphyr_parser::{Event, Parser, StrInput};
@@ -34,7 +34,7 @@ pub(super) fn read(dir: &Path) -> Result<Labelled> {
     for name in &names {
         reader.category(name);
     }
-    for picture in crate::data::list_pictures(&pictures)? {
+    for picture in crate::files::list_pictures(&pictures)? {
         let (width, height) = size_of(&pictures.join(&picture))?;
         let path = labels.join(&picture).with_extension("txt");
         let image = reader.image(picture, (width, height));

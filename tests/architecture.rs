@@ -5,7 +5,7 @@
 //! tables; the manifests are read too. A violation names file, line and rule. `ARCHITECTURE.md` says why.
 
 use proc_macro2::{Delimiter, TokenStream, TokenTree};
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 use std::{fmt, fs};
 
@@ -458,6 +458,39 @@ fn the_sources_keep_to_the_architecture() {
         })
         .collect();
     assert!(violations.is_empty(), "architecture violated:\n{}", list(&violations));
+}
+
+/// Modules of `uses` that use each other in a circle, or lie between circles.
+fn circles(mut uses: BTreeMap<String, BTreeSet<String>>) -> Vec<String> {
+    while let Some(lowest) = uses.iter().find(|(_, used)| used.is_empty()).map(|(module, _)| module.clone()) {
+        uses.remove(&lowest);
+        uses.values_mut().for_each(|used| _ = used.remove(&lowest));
+    }
+    uses.into_keys().collect()
+}
+
+#[test]
+fn the_trainers_modules_use_each_other_in_no_circle() {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("trainer/src");
+    let mut files = Vec::new();
+    rust_files(&root, &mut files);
+    let mut uses: BTreeMap<String, BTreeSet<String>> = BTreeMap::new();
+    for path in &files {
+        let name = format!("src/{}", path.strip_prefix(&root).expect("inside the trainer").display());
+        let Some(own) = module_of(&name).into_iter().next() else { continue };
+        let names = Names::of(&name, &fs::read_to_string(path).expect("a source file"));
+        let inside = names.paths.iter().filter(|path| !path.testing && path.segments[0] != "fovea");
+        let targets = inside.filter_map(|path| resolve(path)?.into_iter().next()).filter(|target| *target != own);
+        uses.entry(own.clone()).or_default().extend(targets);
+    }
+    let modules: BTreeSet<String> = uses.keys().cloned().collect();
+    uses.values_mut().for_each(|used| used.retain(|module| modules.contains(module)));
+    assert!(uses["fit"].contains("loss") && uses.len() > 30, "{uses:?}");
+    let mut planted = uses.clone();
+    planted.get_mut("loss").expect("the losses").insert("fit".into());
+    let found = circles(planted);
+    assert!(found.contains(&"fit".into()) && found.contains(&"loss".into()), "{found:?}");
+    assert_eq!(circles(uses), Vec::<String>::new(), "these use each other in a circle");
 }
 
 #[test]

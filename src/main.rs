@@ -3,7 +3,7 @@
 mod cmds;
 
 use clap::Parser;
-use fovea::pipeline::secret::hide_credentials;
+use fovea::pipeline::secret::{hide_credentials, hide_in_word};
 use std::process::ExitCode;
 
 fn main() -> ExitCode {
@@ -12,7 +12,7 @@ fn main() -> ExitCode {
         Ok(cli) => cli,
         Err(usage) if usage.use_stderr() => {
             // It quotes arguments, and the place of a URL is easily mistaken.
-            cmds::say!("{}", hide_credentials(usage.render().to_string().trim_end()));
+            cmds::say!("{}", without_secrets(usage.render().to_string().trim_end()));
             return ExitCode::from(2);
         }
         Err(help) => help.exit(),
@@ -20,10 +20,20 @@ fn main() -> ExitCode {
     match cli.command.run() {
         Ok(()) => ExitCode::SUCCESS,
         Err(failure) => {
-            cmds::say!("error: {}", hide_credentials(&explain(&failure.error)));
+            cmds::say!("error: {}", without_secrets(&explain(&failure.error)));
             ExitCode::from(failure.code)
         }
     }
+}
+
+/// A message without what may be passwords in it: an argument as a whole first, as a password may hold spaces and quotes.
+fn without_secrets(message: &str) -> String {
+    let arguments = std::env::args_os().skip(1).filter_map(|argument| argument.into_string().ok());
+    let hidden = arguments.filter(|argument| argument.contains('@')).fold(message.to_owned(), |message, argument| {
+        let value = argument.split_once('=').filter(|_| argument.starts_with('-')).map_or(&*argument, |(_, value)| value);
+        message.replace(value, &hide_in_word(value))
+    });
+    hide_credentials(&hidden)
 }
 
 /// The message and the causes that it does not quote already.

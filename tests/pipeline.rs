@@ -922,6 +922,9 @@ fn wrong_requests_are_explained() {
         "rtsp:/me:canary@host/x",
         "me:canary@host/x",
         "rtsp://me:canary@host/x",
+        "rtsp://me:'ry canary@host/x",
+        "me:'ry \"canary@host/x",
+        "file://me:canary@host/x",
     ] {
         // In its place, and where somebody puts it by mistake.
         for arguments in [&["run", "--source", url][..], &["run", url], &["check", url], &["run", "a.toml", url]] {
@@ -969,6 +972,12 @@ fn check_explains_every_line() {
         expect(&["check", &file], 2, &["FAIL  sink", "this build of fovea"]);
     }
     assert!(!folder.path().join("v.mp4").exists(), "check leaves nothing behind");
+    for uri in ["me:canary@host/1", "rtsp//me:canary@host/1", "file://me:canary@host/1"] {
+        let file = written(folder.path(), "e.toml", &format!("[source]\nuri = '{uri}'"));
+        let said = fovea(&["check", &file]);
+        let said = format!("{}{}", String::from_utf8_lossy(&said.stdout), String::from_utf8_lossy(&said.stderr));
+        assert!(!said.contains("canary") && said.contains("host/1"), "{uri}: {said}");
+    }
     // An element that is there on a Jetson only.
     if cfg!(feature = "gst") && !Path::new("/etc/nv_tegra_release").exists() {
         let file = written(folder.path(), "d.toml", "[source]\nuri = 'csi://0'");

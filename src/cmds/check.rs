@@ -6,6 +6,7 @@ use fovea::frame::{Roi, Rotation, View};
 use fovea::pipeline::config::{Draft, PipelineSpec};
 use fovea::pipeline::detector::Detector;
 use fovea::pipeline::probe;
+use fovea::pipeline::secret::hide_credentials;
 use fovea::pipeline::spec::{Pace, SinkSpec, SourceKind, SourceSpec};
 use std::io::Write;
 use std::path::{Path, PathBuf};
@@ -67,7 +68,7 @@ impl Args {
                 Finding::Unknown(what) => writeln!(out, "--    {name:<11} {what}"),
                 Finding::Bad(error) => {
                     n_bad += 1;
-                    writeln!(out, "FAIL  {name:<11} {error:#}")
+                    writeln!(out, "FAIL  {name:<11} {}", hide_credentials(&format!("{error:#}")))
                 }
             };
             written.map_err(Failure::failed)?;

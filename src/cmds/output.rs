@@ -2,6 +2,7 @@
 
 use super::Failure;
 use anyhow::Context;
+use fovea::pipeline::detections::Output;
 use serde::Serialize;
 use std::ffi::OsString;
 use std::fs::{self, File, OpenOptions};
@@ -22,9 +23,9 @@ enum Target {
 }
 
 impl ResultFile {
-    /// Opens `path`, or stdout for `-`; makes its folder.
+    /// Opens `path`, or stdout for `-`; makes its folder, which stays.
     pub(crate) fn open(path: &Path) -> Result<Self, Failure> {
-        if path == Path::new("-") {
+        if Output::new(path.to_owned()) == Output::Stdout {
             return Ok(Self { target: Target::Stdout });
         }
         let is_ours = !path.exists();

@@ -52,13 +52,13 @@ pub(crate) struct Args {
     #[arg(long)]
     pace: Option<PaceArg>,
     /// For how long a live source that was lost is tried again, 0: not at all [default: 60 for network streams but http, else 0].
-    /// Where it is given, a device that does not answer at the start is waited for as well.
+    /// Where it is given, a network stream that does not answer at the start is waited for as well.
     #[arg(long, value_name = "SECONDS", value_parser = clap::value_parser!(u64).range(..=86_400))]
     reconnect: Option<u64>,
     /// Stop after so many frames went through the network.
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..))]
     max_frames: Option<u64>,
-    /// Stop after so many seconds.
+    /// Stop after so many seconds, counted from the start of the stream.
     #[arg(long, value_name = "N", value_parser = seconds)]
     seconds: Option<Duration>,
     /// Write detections as JSON lines, one a frame; `-` is standard output.
@@ -212,9 +212,9 @@ pub(super) fn model_dir(named: Option<&Path>) -> Result<PathBuf, Failure> {
     if dir.is_dir() {
         return Ok(dir.to_owned());
     }
-    // Started from elsewhere: the program lies in target/release of the project.
+    // Started from elsewhere: the program lies in target/release of the project, or one folder deeper.
     let program = if named.is_none() { std::env::current_exe().ok() } else { None };
-    let above = program.iter().flat_map(|program| program.ancestors().skip(1).take(3));
+    let above = program.iter().flat_map(|program| program.ancestors().skip(1).take(4));
     if let Some(dir) = above.map(|folder| folder.join(DEFAULT_MODEL)).find(|dir| dir.is_dir()) {
         return Ok(dir);
     }

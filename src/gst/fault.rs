@@ -269,6 +269,12 @@ mod tests {
     }
 
     #[test]
+    fn the_remedy_for_credentials_is_not_taken_for_one() {
+        use crate::pipeline::secret::hide_credentials;
+        assert_eq!(hide_credentials(CREDENTIALS), CREDENTIALS);
+    }
+
+    #[test]
     fn user_info_is_hidden_anywhere() {
         for (text, want) in [
             ("open rtsp://me:canary@host:554/1 failed", "open rtsp://***@host:554/1 failed"),

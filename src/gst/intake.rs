@@ -71,6 +71,7 @@ pub(super) struct Intake {
     /// A frame is being delivered.
     is_delivering: AtomicBool,
     n_captured: AtomicU64,
+    n_delivered: AtomicU64,
 }
 
 impl Intake {
@@ -85,6 +86,7 @@ impl Intake {
             is_closing: AtomicBool::new(false),
             is_delivering: AtomicBool::new(false),
             n_captured: AtomicU64::new(0),
+            n_delivered: AtomicU64::new(0),
         }
     }
 
@@ -156,8 +158,9 @@ impl Intake {
             }
             self.inlet.drop_frame(DropCause::DecodeError);
             // Memory that the processor cannot see fails on every frame: the first one tells.
-            return if stamps.id.0 == 0 { Err(gst::FlowError::NotSupported) } else { Ok(gst::FlowSuccess::Ok) };
+            return if self.n_delivered() == 0 { Err(gst::FlowError::NotSupported) } else { Ok(gst::FlowSuccess::Ok) };
         };
+        self.n_delivered.fetch_add(1, Ordering::Relaxed);
         self.is_delivering.store(true, Ordering::Relaxed);
         let goes_on = self.inlet.deliver(frame);
         self.is_delivering.store(false, Ordering::Relaxed);
@@ -245,6 +248,11 @@ impl Intake {
     /// Frames seen so far, and whether one is being delivered: whether the stream still moves.
     pub(super) fn progress(&self) -> (u64, bool) {
         (self.n_captured.load(Ordering::Relaxed), self.is_delivering.load(Ordering::Relaxed))
+    }
+
+    /// Frames handed over so far.
+    pub(super) fn n_delivered(&self) -> u64 {
+        self.n_delivered.load(Ordering::Relaxed)
     }
 
     /// End of the last frame that arrived.

@@ -126,8 +126,9 @@ impl FrameSource for PipelineSource {
         let watcher = std::thread::Builder::new().name("source-bus".into()).spawn(move || watch.run());
         let watcher = watcher.map_err(|error| SourceError::Stream(format!("{}: no thread ({error})", self.spec)))?;
         self.running = Some(Running { current: Arc::clone(&current), intake: Arc::clone(&intake), watcher });
-        // The watcher gives up first; this is for a driver that hangs.
-        let limit = self.spec.timeout + self.spec.start_limit().map_or(Duration::ZERO, |limit| limit + self.spec.timeout);
+        // Where the watcher tries again it gives up by itself, after its last try: this is for a driver that hangs.
+        let tries = self.spec.start_limit().map(|limit| limit + self.spec.timeout + 3 * STOP_LIMIT);
+        let limit = self.spec.timeout + tries.unwrap_or_default();
         match intake.wait_for_layout(limit) {
             Some(Ok(layout)) => {
                 let pipeline = lock(&current).clone();
@@ -560,7 +561,7 @@ fn jittered(wait: Duration) -> Duration {
 struct Loss {
     error: SourceError,
     /// Frames before it.
-    n_captured: u64,
+    n_delivered: u64,
     watch: Stopwatch,
     lasts: Duration,
     wait: Duration,
@@ -635,7 +636,7 @@ impl Watch {
             let passed = watch.lap();
             idle = if is_delivering || n_captured != seen { Duration::ZERO } else { idle + passed };
             seen = n_captured;
-            self.note_return(n_captured);
+            self.note_return();
             if failure.is_none() && is_refused && !has_message {
                 failure = Some(SourceError::Stream(format!("{}: GStreamer refuses to start it and does not say why", self.spec)));
             }
@@ -654,23 +655,24 @@ impl Watch {
         None
     }
 
-    /// A stream from outside that gave frames, or that is waited for. What a server refuses is wrong at the start: tries with
-    /// a wrong password may lock a camera.
+    /// A stream from outside that gave frames, or one that is waited for. What a server refuses is wrong at the start (tries with
+    /// a wrong password may lock a camera), and so is what this machine cannot decode.
     fn can_reconnect(&self, error: &SourceError) -> bool {
-        let is_waited_for = || self.spec.start_limit().is_some() && matches!(error, SourceError::Stream(_));
+        let is_silent = !self.intake.has_layout() && self.missing.is_empty() && matches!(error, SourceError::Stream(_));
+        let is_waited_for = || self.spec.start_limit().is_some() && is_silent;
         let limit = self.spec.reconnect_limit();
         !limit.is_zero() && (self.has_started() || is_waited_for()) && is_live(&self.spec, &self.pipeline)
     }
 
     fn has_started(&self) -> bool {
-        self.intake.progress().0 > 0
+        self.intake.n_delivered() > 0
     }
 
-    fn note_return(&mut self, n_captured: u64) {
-        let Some(mut loss) = self.loss.take_if(|loss| n_captured > loss.n_captured) else { return };
+    fn note_return(&mut self) {
+        let Some(mut loss) = self.loss.take_if(|loss| self.intake.n_delivered() > loss.n_delivered) else { return };
         let lasted = loss.lasts + loss.watch.lap();
         tracing::warn!(source = %self.spec, "frames come after {:.1} s", lasted.as_secs_f32());
-        if loss.n_captured > 0 {
+        if loss.n_delivered > 0 {
             self.intake.reconnected();
         }
     }
@@ -681,8 +683,8 @@ impl Watch {
         if self.loss.is_none() {
             let what = if self.has_started() { "was lost" } else { "is not there yet" };
             tracing::warn!(source = %self.spec, %error, "the stream {what}; trying again for {} s", limit.as_secs());
-            let (watch, n_captured) = (Stopwatch::start(), self.intake.progress().0);
-            self.loss = Some(Loss { error: error.clone(), n_captured, watch, lasts: Duration::ZERO, wait: FIRST_WAIT });
+            let (watch, n_delivered) = (Stopwatch::start(), self.intake.n_delivered());
+            self.loss = Some(Loss { error: error.clone(), n_delivered, watch, lasts: Duration::ZERO, wait: FIRST_WAIT });
         }
         if !shut_down(&self.pipeline, STOP_LIMIT) {
             return Err(Some(error));

@@ -68,7 +68,8 @@ pub struct SourceConfig {
     pub rtsp_transport: Option<Transport>,
     /// Seconds to wait for the first frame, and for the next one of a live source, 1 to 600; default 15.
     pub timeout_s: Option<u64>,
-    /// Seconds for which a live source that was lost is tried again, 0 to 86400; default 60 for network streams, else 0.
+    /// Seconds for which a live source that was lost is tried again, 0 to 86400; default 60 for network streams, else 0. Where it
+    /// is given, a network stream that does not answer at the start is waited for as well.
     pub reconnect_s: Option<u64>,
 }
 
@@ -109,7 +110,7 @@ pub struct ViewConfig {
 #[derive(Debug, Clone, PartialEq, Default, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct ModelConfig {
-    /// The model's folder; default: `models/default` in the working folder.
+    /// The model's folder; default: `models/default` in the working folder, or beside the program.
     pub dir: Option<PathBuf>,
     /// Threads of the network, 0 to 256; 0, the default: as many as there are processors.
     pub threads: usize,
@@ -383,7 +384,10 @@ impl Draft {
             }
         };
         let output = |path: Option<PathBuf>| {
-            path.map(|path| if path.as_os_str() == "-" { Output::Stdout } else { Output::File(base.join(path)) })
+            path.map(|path| match Output::new(path) {
+                Output::File(path) => Output::File(base.join(path)),
+                stdout => stdout,
+            })
         };
         Ok(Self {
             name: config.name,

@@ -113,7 +113,7 @@ impl fmt::Debug for SecretUrl {
 }
 
 /// How messages say where user and password go.
-pub(crate) const USER_PASSWORD: &str = "USER:PASSWORD@";
+const USER_PASSWORD: &str = "USER:PASSWORD@";
 
 /// Schemes of what is on this machine: nothing in such a URL is secret.
 const LOCAL_SCHEMES: [&str; 5] = ["file", "v4l2", "libcamera", "csi", "test"];
@@ -123,18 +123,31 @@ const LOCAL_SCHEMES: [&str; 5] = ["file", "v4l2", "libcamera", "csi", "test"];
 #[must_use]
 pub fn hide_credentials(text: &str) -> String {
     let ends_word = |c: char| c.is_whitespace() || matches!(c, '"' | '\'' | '`' | '<' | '>');
-    let words = text.split_inclusive(ends_word).map(|part| part.split_at(part.trim_end_matches(ends_word).len()));
-    words.fold(String::with_capacity(text.len()), |hidden, (word, end)| hidden + &without_secrets(word) + end)
+    // What follows a URL in a sentence is not of it.
+    let is_after = |c: char| ends_word(c) || matches!(c, ':' | ',' | ';' | ')');
+    let words = text.split_inclusive(ends_word).map(|part| part.split_at(part.trim_end_matches(is_after).len()));
+    words.fold(String::with_capacity(text.len()), |hidden, (word, end)| hidden + &hide_in_word(word) + end)
 }
 
-fn without_secrets(word: &str) -> String {
+/// The same for a text that is one URL, or none: its password may hold spaces and quotes.
+#[must_use]
+pub fn hide_in_word(word: &str) -> String {
+    let is_local = |(scheme, rest): (&str, &str)| {
+        let scheme = scheme.rsplit(|c: char| !c.is_ascii_alphanumeric()).next().unwrap_or_default();
+        LOCAL_SCHEMES.contains(&scheme) && (rest.starts_with('/') || !rest.contains('@'))
+    };
     match (word.split_once("://"), word.rsplit_once('@')) {
-        _ if word.contains(USER_PASSWORD) => word.to_owned(),
-        (Some((scheme, _)), _) if LOCAL_SCHEMES.iter().any(|local| scheme.ends_with(local)) => word.to_owned(),
+        (Some(parts), _) if is_local(parts) || word.contains(USER_PASSWORD) => word.to_owned(),
         (Some(_), _) => SecretUrl::new(word.to_owned()).to_string(),
-        (None, Some((before, host))) if before.contains(':') => format!("{REDACTED}@{host}"),
+        (None, Some((before, host))) if may_be_password(before) => format!("{REDACTED}@{host}"),
         (None, _) => word.to_owned(),
     }
+}
+
+/// Whether what stands before an `@` may be a user and a password. A path may have a colon in another folder.
+fn may_be_password(text: &str) -> bool {
+    let searched = if text.starts_with(['/', '.']) { text.rsplit('/').next().unwrap_or_default() } else { text };
+    searched.contains(':')
 }
 
 pub(super) fn percent_decoded(text: &str) -> String {
@@ -203,10 +216,15 @@ mod tests {
             ("write rtsp://USER:PASSWORD@HOST/", "write rtsp://USER:PASSWORD@HOST/"),
             ("cannot read rtsp//me:canary@h/1", "cannot read ***@h/1"),
             ("`test://?fps=0` and v4l2:///dev/video0?fps=0, a@b.mp4", "`test://?fps=0` and v4l2:///dev/video0?fps=0, a@b.mp4"),
+            ("file://me:canary@h/a, profile://me:canary@h", "file://***@h/a, profile://***@h"),
+            ("rtsp://a:canary@h/1?channel=1: no route; /rec/10:00/a@b.mp4", "rtsp://***@h/1?***: no route; /rec/10:00/a@b.mp4"),
+            ("cannot read /home/me/me:canary@h/1: gone", "cannot read ***@h/1: gone"),
             ("file:///a@b.mp4 'é' \u{1f600}", "file:///a@b.mp4 'é' \u{1f600}"),
         ] {
             assert_eq!(hide_credentials(text), hidden);
         }
+        assert_eq!(hide_in_word("--source=rtsp://me:can 'ary@h/1"), "--source=rtsp://***@h/1");
+        assert_eq!(hide_in_word("me:can \"ary@h/1"), "***@h/1");
     }
 
     #[test]

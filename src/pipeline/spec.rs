@@ -153,8 +153,8 @@ pub struct SourceSpec {
     pub rtsp_transport: RtspTransport,
     /// How long to wait for the first frame, and for an answer of the network.
     pub timeout: Duration,
-    /// For how long a live source that was lost, or is not there at the start, is tried again; zero: it is over. `None`:
-    /// [`DEFAULT_RECONNECT`] for network streams that were lost, zero for others and at the start.
+    /// For how long a live source that was lost, or a network stream that is not there at the start, is tried again; zero: it
+    /// is over. `None`: [`DEFAULT_RECONNECT`] for network streams that were lost, zero for others and at the start.
     pub reconnect: Option<Duration>,
     /// Hand frames over at the pace of their PTS, where the source itself has no pace (files, test pictures): as if the
     /// stream were live. Set by the pipeline for `--pace live`.
@@ -263,10 +263,12 @@ impl SourceSpec {
         self.reconnect.unwrap_or(if is_stream { DEFAULT_RECONNECT } else { Duration::ZERO })
     }
 
-    /// For how long it is tried again if it is not there at the start; `None`: it is not, so that a wrong URL is found at once.
+    /// For how long a network stream is tried again that is not there at the start; `None`: it is not, so that a wrong URL is
+    /// found at once.
     #[must_use]
     pub fn start_limit(&self) -> Option<Duration> {
-        self.reconnect.filter(|limit| !limit.is_zero() && self.is_live())
+        let is_stream = matches!(self.kind, SourceKind::Url(_)) && self.is_live();
+        self.reconnect.filter(|limit| is_stream && !limit.is_zero())
     }
 
     /// Frames arrive at their own pace and are lost if nobody takes them.

@@ -742,6 +742,13 @@ fn a_server_that_never_answers_is_given_up() {
         spec.timeout = Duration::from_secs(1);
         let error = start_error(&spec).to_string();
         assert!(error.contains("127.0.0.1") && !error.contains("canary"), "{error}");
+        spec.reconnect = Some(Duration::from_secs(1));
+        let error = start_error(&spec).to_string();
+        assert!(error.contains("127.0.0.1") && error.contains("tried again for 1 s"), "{error}");
+        // Somebody who waits for it has enough.
+        spec.reconnect = Some(Duration::from_secs(3600));
+        let mut camera = open_source(&spec).unwrap();
+        assert!(camera.start(Arc::new(Stopped(Recorder::new()))).is_err());
     });
 }
 

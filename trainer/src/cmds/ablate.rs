@@ -140,23 +140,30 @@ impl Table {
     }
 
     fn config(&self, variant: &Variant, base: &FitConfig) -> Result<FitConfig> {
-        let mut settings = toml::Table::try_from(base)?;
-        for changes in [&self.base, &variant.set] {
-            if backbone(changes).is_some_and(|other| Some(other) != backbone(&settings)) {
-                // Weights of one backbone are none for another, which starts from random ones with its norm.
-                settings.remove("init");
-                if let Some(model) = settings.get_mut("model").and_then(toml::Value::as_table_mut) {
-                    model.remove("blocks");
-                    model.insert("backbone_norm".into(), true.into());
-                }
-            }
-            merge(&mut settings, changes);
+        let base = toml::Table::try_from(base)?;
+        let changed = |mut settings: toml::Table| {
+            [&self.base, &variant.set].into_iter().for_each(|changes| merge(&mut settings, changes));
+            settings
+        };
+        let mut settings = changed(base.clone());
+        if backbone(&settings) != backbone(&base) {
+            settings = changed(without_weights(base));
         }
         let said = || format!("variant `{}` of \"{}\"", variant.name, self.title);
         let config: FitConfig = settings.try_into().with_context(said)?;
         config.check().map_err(|error| Request(format!("{}: {error:#}", said())))?;
         Ok(config)
     }
+}
+
+/// Weights of one backbone are none for another, which starts from random ones with its norm and its own blocks.
+fn without_weights(mut settings: toml::Table) -> toml::Table {
+    settings.remove("init");
+    if let Some(model) = settings.get_mut("model").and_then(toml::Value::as_table_mut) {
+        model.remove("blocks");
+        model.insert("backbone_norm".into(), true.into());
+    }
+    settings
 }
 
 fn backbone(settings: &toml::Table) -> Option<&str> {

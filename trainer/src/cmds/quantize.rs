@@ -269,10 +269,11 @@ impl Args {
 fn teachers_of(dir: &RunDir) -> String {
     let settings: toml::Table = std::fs::read_to_string(dir.config()).ok().and_then(|text| text.parse().ok()).unwrap_or_default();
     let path = |key: &str| settings.get(key).and_then(toml::Value::as_str).map(PathBuf::from);
-    let (data, scored) = (path("data").map(|dir| dir.join("annotations.json")), path("pseudo"));
-    if let Some(missing) = scored.iter().find(|path| !path.is_file()) {
-        say!("{}: there is no such file; the card does not name the models that made its labels", missing.display());
+    let (data, scored) = (path("data"), path("pseudo"));
+    for missing in data.iter().chain(&scored).filter(|path| !path.exists()) {
+        say!("{} is not there; the card does not name models that made its labels", missing.display());
     }
+    let data = data.map(|dir| dir.join("annotations.json"));
     let completed = "Classes that the pictures' own labels leave out were completed by scored boxes of";
     [(data, "The pictures were labelled by"), (scored, completed)]
         .into_iter()
@@ -611,5 +612,10 @@ mod tests {
         std::fs::write(&scored, serde_json::json!({"info": {"teachers": teachers}, "images": []}).to_string()).unwrap();
         let text = teachers_of(&dir);
         assert!(text.contains("of street (SHA-256 `0123456789ab`), small (SHA-256 `fedcba987654`) (`pseudo-label`)"), "{text}");
+        // Pictures that nobody labelled: the file is the data set's own.
+        std::fs::rename(&scored, folder.path().join("annotations.json")).unwrap();
+        std::fs::write(dir.config(), format!("data = {:?}\n", folder.path().display().to_string())).unwrap();
+        let text = teachers_of(&dir);
+        assert!(text.starts_with("\nThe pictures were labelled by street (SHA-256"), "{text}");
     }
 }

@@ -914,6 +914,13 @@ fn wrong_requests_are_explained() {
     let outputs = ["--report", one.to_str().unwrap(), "--detections", other.to_str().unwrap()];
     expect(&[&["run", "--source", &video], &outputs[..]].concat(), 2, &["out.json would be overwritten"]);
     expect(&["run", "--source", &video, "--report", "-", "--detections", "-"], 2, &["mixed on standard output"]);
+    let own = file("own.toml", "[source]\nuri = 'test://'");
+    expect(&["run", &own, "--detections", &own], 2, &["own.toml would be overwritten"]);
+    let (data, labels) = (folder.path().to_str().unwrap(), file("annotations.json", "{}"));
+    expect(&["eval", "--model", "m", "--data", data, "--json", &labels], 2, &["annotations.json would be overwritten"]);
+    let network = file("net.onnx", "a network");
+    expect(&["bench", "--model-only", &network, "--json", &network], 2, &["net.onnx would be overwritten"]);
+    assert!(std::fs::read_to_string(&own).unwrap().contains("test://"), "what is read stays as it is");
     for url in [
         "ftp://me:canary@host/x",
         "ftp://me:canary#1@host/x",

@@ -98,7 +98,7 @@ impl Args {
         run::summarise(&outcome);
         let written = match &spec.report {
             Some(output) => run::write_report(&outcome.report, output),
-            None => write_stdout(&table(&outcome.report)),
+            None => write_stdout(&table(&outcome.report, spec.detector.threads == 1)),
         };
         run::name_files(&spec, &outcome, written.is_ok());
         run::result_of(outcome)?;
@@ -107,7 +107,7 @@ impl Args {
 }
 
 /// The report for people.
-fn table(report: &Report) -> String {
+fn table(report: &Report, is_one_thread: bool) -> String {
     let mut text = String::new();
     // Writing to a string cannot fail.
     for stream in &report.streams {
@@ -115,8 +115,9 @@ fn table(report: &Report) -> String {
         for (stage, times) in &stream.latency_ms.0 {
             let name = stage.name();
             let _ = write!(text, "{name:<12} {:>9.2} {:>9.2} {:>9.2} {:>9.2}", times.p50, times.p90, times.p99, times.max);
-            // Of what one thread does without waiting: the time that it takes is the processor's.
-            let is_busy = matches!(stage, Stage::Preprocess | Stage::Postprocess | Stage::Overlay);
+            // Of what one thread does without waiting: the time that it takes is the processor's. Threads share the rows of
+            // large pictures.
+            let is_busy = matches!(stage, Stage::Postprocess | Stage::Overlay) || *stage == Stage::Preprocess && is_one_thread;
             let _ = match report.cpu_ms_per_frame.filter(|per_frame| is_busy && *per_frame > 0.0) {
                 Some(per_frame) => writeln!(text, " {:>6.1}", 100.0 * times.p50 / per_frame),
                 None => writeln!(text),
@@ -162,7 +163,7 @@ mod tests {
             ended: "end_of_stream".into(),
             error: None,
         };
-        let text = table(&report);
+        let text = table(&report, true);
         let last = |name: &str| {
             let line = text.lines().find(|line| line.starts_with(name)).unwrap_or_default();
             line.split_whitespace().skip(5).map(str::to_owned).collect::<Vec<_>>()

@@ -2,7 +2,7 @@
 
 use super::Failure;
 use super::model_file::{Loaded, ModelFile};
-use super::output::{ResultFile, write_report};
+use super::output::{ResultFile, keep_apart, write_report};
 use anyhow::Context;
 use fovea::executor::{LayerInfo, LoadOptions};
 use fovea::kernels::Kernels;
@@ -89,6 +89,7 @@ struct OpTime {
 
 /// Measures the network.
 pub(crate) fn run(args: &ModelArgs) -> Result<(), Failure> {
+    keep_apart([args.model.as_path()], args.json.as_deref()).map_err(Failure::request)?;
     let json = args.json.as_deref().map(ResultFile::open).transpose()?;
     let threads = match args.threads {
         0 => std::thread::available_parallelism().map_or(1, usize::from),
@@ -108,7 +109,10 @@ pub(crate) fn run(args: &ModelArgs) -> Result<(), Failure> {
         return worker(&mut bench);
     }
     let times = bench.measure(args.seconds)?;
-    let peak = measure_peak();
+    // Float networks are the graph engine's: its own kernels, one thread.
+    let is_float = bench.loaded.network().input_params().is_none();
+    let (threads, isa) = if is_float { (1, "tract") } else { (threads, super::effective_isa().name()) };
+    let peak = if is_float { 0.0 } else { measure_peak() };
     let layers = bench.profile(peak * count_as_f64(threads))?;
     let census = bench.loaded.network().census();
     let report = Report {
@@ -118,7 +122,7 @@ pub(crate) fn run(args: &ModelArgs) -> Result<(), Failure> {
         frames: times.walls.len(),
         macs: census.ops.iter().map(|count| count.macs).sum(),
         threads,
-        isa: super::effective_isa().name(),
+        isa,
         native_io: args.native_io,
         peak_gmacs_per_s: peak,
         ops: by_operator(&layers),

@@ -111,7 +111,7 @@ impl Args {
         let digests_written = match self.digest {
             // Lines of JSON are not to be mixed with others.
             true if is_stdout_json => {
-                eprint!("{}", results.digests());
+                say!("{}", results.digests().trim_end());
                 Ok(())
             }
             true => write_stdout(&results.digests()),

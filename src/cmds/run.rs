@@ -149,6 +149,7 @@ impl Args {
         draft.detections = self.detections.map(Output::new).or(draft.detections);
         draft.report = self.report.map(Output::new).or(draft.report);
         let spec = draft.finish().map_err(Failure::request)?;
+        keep_apart(self.pipeline.as_deref(), output_files(&spec)).map_err(Failure::request)?;
 
         let report_file = spec.report.clone();
         let outcome = execute(&spec)?;
@@ -164,6 +165,12 @@ impl Args {
 pub(super) fn execute(spec: &PipelineSpec) -> Result<Outcome, Failure> {
     probe::source(&spec.source).map_err(Failure::request)?;
     keep_files_apart(spec).map_err(Failure::request)?;
+    if spec.source.reconnect.is_some_and(|limit| !limit.is_zero()) && !spec.source.may_be_live() {
+        say!(
+            "{}: only live sources are tried again: cameras, and network streams but http; `reconnect` does nothing here",
+            spec.source
+        );
+    }
     let model_dir = model_dir(spec.model_dir.as_deref())?;
     let detector = Detector::open(&model_dir, &spec.detector).map_err(Failure::request)?;
     for path in output_files(spec) {

@@ -4,7 +4,7 @@
 //! Format: <https://cocodataset.org/#format-data>. Category ids need not be contiguous.
 
 use serde::{Deserialize, Serialize};
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
 
 /// Score from which a label that a model made stands for an object.
 pub const OBJECT_FROM: f64 = 0.45;
@@ -123,12 +123,13 @@ pub enum CocoError {
 }
 
 impl CocoDataset {
-    /// Reads an `annotations.json` and checks its references.
+    /// Reads an `annotations.json` and checks its references. Categories of one name are one class, the first of them: merged
+    /// files have such, and exports whose group is named as a class.
     ///
     /// # Errors
     /// [`CocoError`] naming the entry.
     pub fn parse(text: &str) -> Result<Self, CocoError> {
-        let dataset: Self = serde_json::from_str(text).map_err(|error| CocoError::Syntax(error.to_string()))?;
+        let mut dataset: Self = serde_json::from_str(text).map_err(|error| CocoError::Syntax(error.to_string()))?;
         let mut images = HashSet::with_capacity(dataset.images.len());
         if let Some(twice) = dataset.images.iter().find(|image| !images.insert(image.id)) {
             return Err(CocoError::DuplicateImage(twice.id));
@@ -145,7 +146,33 @@ impl CocoDataset {
                 return Err(CocoError::UnknownCategory { annotation: annotation.id, category: annotation.category_id });
             }
         }
+        dataset.merge_names();
         Ok(dataset)
+    }
+
+    /// Leaves one category of each name, with the annotations of all of them.
+    fn merge_names(&mut self) {
+        let mut first_of: HashMap<String, u32> = HashMap::with_capacity(self.categories.len());
+        let mut merged: HashMap<u32, u32> = HashMap::new();
+        self.categories.retain(|category| {
+            let first = *first_of.entry(category.name.clone()).or_insert(category.id);
+            if first != category.id {
+                merged.insert(category.id, first);
+            }
+            first == category.id
+        });
+        if merged.is_empty() {
+            return;
+        }
+        for annotation in &mut self.annotations {
+            annotation.category_id = *merged.get(&annotation.category_id).unwrap_or(&annotation.category_id);
+        }
+        // A class is known where all its parts are.
+        for known in self.images.iter_mut().filter_map(|image| image.exhaustive_category_ids.as_mut()) {
+            let all = std::mem::take(known);
+            let is_whole = |first: u32| merged.iter().all(|(part, of)| *of != first || all.contains(part));
+            *known = all.iter().copied().filter(|id| !merged.contains_key(id) && is_whole(*id)).collect();
+        }
     }
 }
 
@@ -173,5 +200,22 @@ mod tests {
         let strange = read(json!([image(1)]), json!([car]), json!([annotation(1, 4)]));
         assert_eq!(strange, Err(CocoError::UnknownCategory { annotation: 5, category: 4 }));
         assert!(matches!(CocoDataset::parse("{"), Err(CocoError::Syntax(_))));
+    }
+
+    #[test]
+    fn categories_of_one_name_are_one_class() {
+        let image = |id: u64, known: Value| json!({"id": id, "file_name": "a.png", "width": 9, "height": 9, "exhaustive_category_ids": known});
+        let boxed = |id: u64, category: u32| json!({"id": id, "image_id": 1, "category_id": category, "bbox": [1, 1, 2, 2]});
+        let all = json!({
+            "images": [image(1, json!([3, 4, 9])), image(2, json!([3, 9])), image(3, json!([4])), image(4, Value::Null)],
+            "categories": [{"id": 3, "name": "car"}, {"id": 9, "name": "bus"}, {"id": 4, "name": "car"}],
+            "annotations": [boxed(1, 3), boxed(2, 4), boxed(3, 9)],
+        });
+        let dataset = CocoDataset::parse(&all.to_string()).unwrap();
+        let names: Vec<(u32, &str)> = dataset.categories.iter().map(|category| (category.id, category.name.as_str())).collect();
+        assert_eq!(names, [(3, "car"), (9, "bus")]);
+        assert_eq!(dataset.annotations.iter().map(|annotation| annotation.category_id).collect::<Vec<_>>(), [3, 3, 9]);
+        let known: Vec<Option<Vec<u32>>> = dataset.images.into_iter().map(|image| image.exhaustive_category_ids).collect();
+        assert_eq!(known, [Some(vec![3, 9]), Some(vec![9]), Some(vec![]), None]);
     }
 }

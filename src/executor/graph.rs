@@ -11,7 +11,7 @@ mod qoperator;
 
 use super::limits::{MAX_ACTIVATION_LEN, MAX_NODES, MAX_WEIGHT_BYTES};
 use super::onnx::{self, Attributes, Constant, GraphProto, NodeProto, TensorValues};
-use crate::kernels::{AddTerm, ConvSpec, OpSpec, Requantization, Shape, Window};
+use crate::kernels::{AddTerm, ConvSpec, MAX_INPUTS, OpSpec, Requantization, Shape, Window};
 use crate::quant::{self, QuantParams};
 use functions::{FUNCTIONS, Samples};
 use moves::{MAX_PAD, MOVES, View};
@@ -24,6 +24,9 @@ pub(super) struct Activation {
     pub shape: Shape,
     pub params: QuantParams,
 }
+
+/// Largest ratio of the scales of an addition: products stay finite in f32, so their sum is never NaN.
+const MAX_RATIO: f32 = 1e30;
 
 /// Index into [`IntGraph::values`].
 pub(super) type ValueId = usize;
@@ -234,7 +237,7 @@ impl<'a> Lowering<'a> {
         let float = input_of(q, 0)?;
         let output = output_of(q)?;
         let value = if self.is_input(float) {
-            if self.out.steps.iter().any(|step| step.inputs.contains(&0)) && self.out.values[0].params != params {
+            if self.quantized.values().any(|value| value.id == 0) && self.out.values[0].params != params {
                 return Err(unsupported(q, "the network's input is quantised twice, with different parameters".into()));
             }
             self.out.values[0].params = params;
@@ -557,7 +560,7 @@ impl<'a> Lowering<'a> {
             ratio: side.params.scale / params.scale,
             is_doubled: false,
         });
-        if terms.iter().any(|term| !(term.ratio.is_finite() && term.ratio > 0.0)) {
+        if terms.iter().any(|term| !(term.ratio > 0.0 && term.ratio <= MAX_RATIO)) {
             return Err(unsupported(node, format!("the ratios of its scales are {} and {}", terms[0].ratio, terms[1].ratio)));
         }
         self.push(
@@ -572,6 +575,10 @@ impl<'a> Lowering<'a> {
         let axis = Attributes(node).int("axis");
         if !matches!(axis, Some(1 | 2)) {
             return Err(unsupported(node, format!("axis {axis:?}; only channels (axis 1) can be joined")));
+        }
+        if node.input.len() > MAX_INPUTS {
+            let reason = format!("{} inputs; at most {MAX_INPUTS} can be joined at once: join them in steps", node.input.len());
+            return Err(unsupported(node, reason));
         }
         let mut inputs = Vec::with_capacity(node.input.len());
         let mut tables = Vec::with_capacity(node.input.len());

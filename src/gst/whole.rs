@@ -21,6 +21,8 @@ pub(super) fn length(path: &Path) -> Option<Length> {
     let found = file.metadata().ok()?.len();
     let head: [u8; 12] = read_at(&mut file, 0).ok()?;
     let stated = match head {
+        // FFmpeg writes this length where it cannot go back to fill it in.
+        [b'R', b'I', b'F', b'F', 0xff, 0xff, 0xff, 0xff, ..] => None,
         [b'R', b'I', b'F', b'F', a, b, c, d, ..] => Some(u64::from(u32::from_le_bytes([a, b, c, d])) + 8),
         [_, _, _, _, b'f', b't', b'y', b'p', ..] => end_of_boxes(&mut file, found).ok().flatten(),
         [0x1a, 0x45, 0xdf, 0xa3, ..] => end_of_segment(&mut file, &head),
@@ -99,6 +101,7 @@ mod tests {
         }
         for unknown in [
             b"RIFF\0\0\0\0AVI LISTmovi".as_slice(),
+            b"RIFF\xff\xff\xff\xffAVI LISTmovi",
             b"\x1a\x45\xdf\xa3\x82ab\x18\x53\x80\x67\x01\xff\xff\xff\xff\xff\xff\xffabcdef",
             b"\0\0\0\x0cftypisom\0\0\0\0mdat12345",
             b"this is a text file",

@@ -36,7 +36,7 @@ pub use pack::PackCache;
 pub use pool::Pool;
 pub use preprocess::{Component, Grid, PictureKernel, PictureSpec, PlaneSpec, TapTable};
 pub use reals::Reals;
-pub use region::{Place, PlacedKernel, Region, RegionError};
+pub use region::{MAX_INPUTS, Place, PlacedKernel, Region, RegionError};
 
 use std::sync::OnceLock;
 

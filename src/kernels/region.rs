@@ -38,7 +38,7 @@ struct Piece {
 }
 
 /// Most inputs of an operator.
-const MAX_INPUTS: usize = 8;
+pub const MAX_INPUTS: usize = 8;
 
 /// Pieces for each thread, so that one that is held up does not hold up the others.
 const PIECES_PER_THREAD: usize = 4;

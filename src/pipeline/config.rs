@@ -68,7 +68,7 @@ pub struct SourceConfig {
     pub rtsp_transport: Option<Transport>,
     /// Seconds to wait for the first frame, and for the next one of a live source, 1 to 600; default 15.
     pub timeout_s: Option<u64>,
-    /// Seconds for which a live source that was lost is tried again, 0 to 86400; default 60 for network streams, else 0. Where it
+    /// Seconds for which a live source that was lost is tried again, 0 to 86400; default 60 for network streams but http, else 0. Where it
     /// is given, a network stream that does not answer at the start is waited for as well.
     pub reconnect_s: Option<u64>,
 }
@@ -527,8 +527,8 @@ fn set_picture(config: &SourceConfig, kind: &mut SourceKind) -> Result<&'static 
             *frame_rate = rate.unwrap_or(*frame_rate);
             &["source.fps"]
         }
-        SourceKind::Url(_) => &["source.latency_ms", "source.rtsp_transport"],
-        SourceKind::File(_) | SourceKind::Launch(_) => &[],
+        SourceKind::Url(url) if url.expose().starts_with("rtsp") => &["source.latency_ms", "source.rtsp_transport"],
+        SourceKind::Url(_) | SourceKind::File(_) | SourceKind::Launch(_) => &[],
     })
 }
 
@@ -744,6 +744,8 @@ mod tests {
             ("[source]\n", &["source.uri", "missing"]),
             ("[source]\nuri = 'a.mp4'\nlaunch = 'x'", &["source.launch", "one of them"]),
             ("[source]\nuri = 'a.mp4'\nwidth = 3", &["`source.width`", "/cfg/a.mp4", "remove it"]),
+            ("[source]\nuri = 'srt://h:1'\nlatency_ms = 3", &["`source.latency_ms`", "srt://h:1", "remove it"]),
+            ("[source]\nuri = 'http://h/1'\nrtsp_transport = 'tcp'", &["`source.rtsp_transport`", "remove it"]),
             ("[source]\nuri = 'test://'\nfps = 0", &["source.fps", "frames per second"]),
             ("[source]\nuri = 'test://'\nwidth = 0", &["source.width", "1 to 16384"]),
             ("[source]\nuri = 'ftp://h'", &["`ftp`", "a source is"]),

@@ -271,6 +271,12 @@ impl SourceSpec {
         self.reconnect.filter(|limit| is_stream && !limit.is_zero())
     }
 
+    /// Whether it is live, or its elements may say so once they run.
+    #[must_use]
+    pub fn may_be_live(&self) -> bool {
+        self.is_live() || matches!(self.kind, SourceKind::Launch(_))
+    }
+
     /// Frames arrive at their own pace and are lost if nobody takes them.
     #[must_use]
     pub fn is_live(&self) -> bool {

@@ -25,6 +25,9 @@ use rayon::prelude::*;
 /// Buckets of a histogram.
 const N_BUCKETS: usize = 4096;
 
+/// Deltas that a level has to show for a range of its own: four for each box.
+const FEW_DELTAS: usize = 400;
+
 /// Logits below this stand for scores of 0.001 and less: there is nothing to resolve there.
 pub(crate) const LOWEST_LOGIT: f32 = -6.9;
 
@@ -307,11 +310,11 @@ fn observe(graph: &Graph, model: &[u8], taps: &[ValueId], pictures: &[Vec<u8>], 
         graph.levels.iter().map(|level| level.0).chain(graph.levels.iter().map(|level| level.1)).collect();
     order.extend(taps);
 
-    let none = || -> (Extremes, Vec<Vec<Channel>>) {
+    let none = || -> (Extremes, Vec<Vec<Channel>>, Vec<usize>) {
         let channels = graph.values.iter().map(|value| vec![Channel::default(); value.channels]).collect();
-        (vec![(0.0, 0.0); graph.values.len()], channels)
+        (vec![(0.0, 0.0); graph.values.len()], channels, vec![0; n_levels])
     };
-    let by_thread = over_pictures(model, graph.pixels, pictures, bar, none, |(seen, channels), picture, outputs| {
+    let by_thread = over_pictures(model, graph.pixels, pictures, bar, none, |(seen, channels, n_decoded), picture, outputs| {
         for (place, (output, &id)) in outputs.iter().zip(&order).enumerate() {
             let (low, high) = &mut seen[root[id]];
             // `min` and `max` would pass over what is not a number.
@@ -319,7 +322,10 @@ fn observe(graph: &Graph, model: &[u8], taps: &[ValueId], pictures: &[Vec<u8>], 
                 (*low, *high) = if value.is_nan() { (*low, f32::INFINITY) } else { (low.min(value), high.max(value)) };
             };
             if (n_levels..2 * n_levels).contains(&place) {
-                decoded(&outputs[place - n_levels], output).for_each(&mut add);
+                for value in decoded(&outputs[place - n_levels], output) {
+                    n_decoded[place - n_levels] += 1;
+                    add(value);
+                }
             } else {
                 output.values.iter().copied().for_each(&mut add);
             }
@@ -335,8 +341,9 @@ fn observe(graph: &Graph, model: &[u8], taps: &[ValueId], pictures: &[Vec<u8>], 
             channel.mean += sum / (picture.len() / 3) as f64 / pictures.len() as f64;
         }
     })?;
-    let (mut range, mut channels) = none();
-    for (seen, of_channels) in &by_thread {
+    let (mut range, mut channels, mut n_decoded) = none();
+    for (seen, of_channels, of_levels) in &by_thread {
+        n_decoded.iter_mut().zip(of_levels).for_each(|(all, seen)| *all += seen);
         for (range, seen) in range.iter_mut().zip(seen) {
             *range = (range.0.min(seen.0), range.1.max(seen.1));
         }
@@ -349,6 +356,15 @@ fn observe(graph: &Graph, model: &[u8], taps: &[ValueId], pictures: &[Vec<u8>], 
     }
     for &(cls, _) in &graph.levels {
         range[cls].0 = range[cls].0.max(LOWEST_LOGIT);
+    }
+    // The towers are the same for all levels, so a level that found too little to tell has the deltas of all of them.
+    let all =
+        graph.levels.iter().fold((0.0_f32, 0.0_f32), |all, &(_, bbox)| (all.0.min(range[bbox].0), all.1.max(range[bbox].1)));
+    for (level, _) in n_decoded.iter().enumerate().filter(|(_, n)| **n < FEW_DELTAS) {
+        say!(
+            "level {level} of the pyramid found next to nothing on these pictures: the boxes have the range of all levels there"
+        );
+        range[graph.levels[level].1] = all;
     }
 
     let empty = || -> Vec<Option<Histogram>> { vec![None; graph.values.len()] };

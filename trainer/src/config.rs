@@ -2,6 +2,7 @@
 
 use crate::augment::Augmentation;
 use crate::data::ScoreBands;
+use crate::request::Request;
 use crate::run_dir::RunDir;
 use crate::spec::ModelSpec;
 use crate::targets::MatchParams;
@@ -149,10 +150,26 @@ impl FitConfig {
         }
     }
 
-    /// Training with quantisation, from the settings of the float `run`: short, at a twentieth of its learning rate.
-    pub(crate) fn quantized(run: &RunDir) -> Result<Self> {
-        let float = Self::read(&run.config())?;
+    /// Another number of steps, of which the warm-up takes a tenth at most.
+    pub(crate) fn set_iterations(&mut self, iterations: usize) {
+        self.iterations = iterations;
+        self.warmup = self.warmup.min(iterations / 10);
+    }
+
+    /// Training with quantisation, from the settings of the float `run`: short, at a twentieth of its learning rate. A mean of
+    /// runs and an imported network have no settings: they take those of the edge preset, on `data`.
+    pub(crate) fn quantized(run: &RunDir, data: Option<&Path>) -> Result<Self> {
         let model = ModelSpec::read(&run.model())?;
+        let float = match data {
+            Some(data) if !run.config().exists() => Self::edge(data.to_owned(), model.clone()),
+            None if !run.config().exists() => {
+                bail!(Request(format!(
+                    "{} has no fit.toml that says which data it was trained on: --data is needed",
+                    run.0.display()
+                )))
+            }
+            _ => Self::read(&run.config())?,
+        };
         if model.quantized {
             bail!("{} was trained with quantisation already; go on with it, or name its float run", run.0.display());
         }
@@ -263,6 +280,15 @@ mod tests {
         for (iteration, want) in [(1000, 1.0), (59_999, 1.0), (60_000, 0.1), (79_999, 0.1), (80_000, 0.01), (89_999, 0.01)] {
             let factor = config.schedule.factor(iteration, config.iterations, config.warmup);
             assert!((factor - want).abs() < 1e-12, "{iteration}: {factor}");
+        }
+    }
+
+    #[test]
+    fn a_short_run_has_a_short_warm_up() {
+        for (steps, warmup) in [(200, 20), (900, 90), (90_000, 1000)] {
+            let mut config = FitConfig::paper("data".into(), model());
+            config.set_iterations(steps);
+            assert_eq!((config.iterations, config.warmup), (steps, warmup));
         }
     }
 

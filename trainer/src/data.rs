@@ -1,9 +1,10 @@
 //! Labelled pictures: annotations, partial and scored labels, decoded pictures in memory.
 
 use crate::formats::{Format, Labelled};
+use crate::spec::ModelSpec;
 use anyhow::{Context, Result, bail};
 use fovea::detection::BBox;
-use fovea::eval::CocoDataset;
+use fovea::eval::{CocoDataset, CocoImage};
 use fovea::images::{self, RgbPicture};
 use indicatif::{ProgressBar, ProgressStyle};
 use rayon::prelude::*;
@@ -90,9 +91,12 @@ pub(crate) fn class_by_category(coco: &CocoDataset, classes: &[String]) -> HashM
     coco.categories.iter().filter_map(|category| Some((category.id, index(&category.name)?))).collect()
 }
 
-/// Reads and decodes a whole data set. `pseudo` completes classes that a picture's own labels leave out: those of its
+/// Reads and decodes a whole data set; pictures of more than four times the network's input are shrunk by whole numbers, to no less
+/// than twice of it. `pseudo` completes classes that a picture's own labels leave out: those of its
 /// categories count as known, all of them if it names none, in the pictures that it lists, all of them if it lists none.
-pub(crate) fn load(folder: &Folder, classes: &[String], pseudo: Option<&Path>, bands: ScoreBands) -> Result<Vec<Example>> {
+pub(crate) fn load(folder: &Folder, spec: &ModelSpec, pseudo: Option<&Path>, bands: ScoreBands) -> Result<Vec<Example>> {
+    let classes = &*spec.classes;
+    let parts_of = |width: u32, height: u32| parts((width as usize, height as usize), (spec.width, spec.height));
     let class_of = class_by_category(&folder.coco, classes);
     if let Some(missing) = classes.iter().find(|class| !folder.coco.categories.iter().any(|c| &c.name == *class))
         && pseudo.is_none()
@@ -147,27 +151,59 @@ pub(crate) fn load(folder: &Folder, classes: &[String], pseudo: Option<&Path>, b
         category_of[class] = Some(category);
     }
     let images = &folder.coco.images;
-    check_memory(folder)?;
+    check_memory(folder, |image| parts_of(image.width, image.height))?;
     let bar = progress(images.len(), "decoding");
     let examples: Result<Vec<Example>> = images
         .par_iter()
         .map(|image| {
             let picture = images::open(&folder.image_path(&image.file_name))?;
             bar.inc(1);
+            let n = parts((picture.width, picture.height), (spec.width, spec.height));
+            let picture = shrunk(picture, n);
+            let mut labels = labels.get(&image.id).cloned().unwrap_or_default();
+            for label in &mut labels {
+                let [x1, y1, x2, y2] = label.bbox.to_array().map(|edge| edge / n as f32);
+                label.bbox = BBox::new(x1, y1, x2, y2);
+            }
             let is_drawn = |id: &Option<u32>| id.is_some_and(|id| image.is_exhaustive(id));
             let is_listed = completed_images.contains(&image.id);
             let is_known = category_of.iter().zip(&is_completed);
             let is_known = is_known.map(|(id, completed)| is_listed && *completed || is_drawn(id)).collect();
-            Ok(Example { picture, labels: labels.get(&image.id).cloned().unwrap_or_default(), is_known })
+            Ok(Example { picture, labels, is_known })
         })
         .collect();
     bar.finish_and_clear();
     examples
 }
 
+/// By how much both sides of a picture are divided while it is read: it stays at least twice the size that the network sees.
+fn parts((width, height): (usize, usize), (net_width, net_height): (usize, usize)) -> usize {
+    (width / (2 * net_width)).max(height / (2 * net_height)).max(1)
+}
+
+/// Means of `n` x `n` pixels; what is left over at the right and at the bottom is cut off.
+fn shrunk(picture: RgbPicture, n: usize) -> RgbPicture {
+    if n < 2 {
+        return picture;
+    }
+    let (width, height) = (picture.width / n, picture.height / n);
+    let mut data = vec![0; width * height * 3];
+    for (y, row) in data.chunks_exact_mut(3 * width).enumerate() {
+        let rows = &picture.data[3 * picture.width * y * n..][..3 * picture.width * n];
+        for (i, value) in row.iter_mut().enumerate() {
+            let (x, channel) = (i / 3, i % 3);
+            let block = rows.chunks_exact(3 * picture.width).map(|row| &row[3 * x * n..3 * (x + 1) * n]);
+            let sum: usize = block.flat_map(|row| row.iter().skip(channel).step_by(3)).map(|&value| usize::from(value)).sum();
+            *value = ((sum + n * n / 2) / (n * n)) as u8;
+        }
+    }
+    RgbPicture { width, height, data }
+}
+
 /// All pictures lie decoded in memory while a network trains: said before an hour of decoding, not by the kernel after it.
-fn check_memory(folder: &Folder) -> Result<()> {
-    let needed: u64 = folder.coco.images.iter().map(|image| 3 * u64::from(image.width) * u64::from(image.height)).sum();
+fn check_memory(folder: &Folder, parts_of: impl Fn(&CocoImage) -> usize) -> Result<()> {
+    let bytes = |image: &CocoImage| 3 * u64::from(image.width) * u64::from(image.height) / (parts_of(image) as u64).pow(2);
+    let needed: u64 = folder.coco.images.iter().map(bytes).sum();
     let text = std::fs::read_to_string("/proc/meminfo").unwrap_or_default();
     let kilobytes = |key: &str| {
         let line = text.lines().find_map(|line| line.strip_prefix(key))?;
@@ -179,8 +215,8 @@ fn check_memory(folder: &Folder) -> Result<()> {
     if needed > free {
         let gigabytes = |bytes: u64| bytes as f64 / 1e9;
         bail!(
-            "{}: its {} pictures take {:.1} GB decoded, and {:.1} GB of memory are free; scale them down (twice the network's \
-             input is plenty) or take fewer",
+            "{}: its {} pictures take {:.1} GB decoded, and {:.1} GB of memory are free; take fewer, or scale \
+             them down to twice the network's input (four times of it and more is done while reading)",
             folder.dir.display(),
             folder.coco.images.len(),
             gigabytes(needed),
@@ -222,7 +258,13 @@ pub(crate) fn progress(len: usize, what: &str) -> ProgressBar {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::spec::Backbone;
     use fovea::images::save;
+
+    fn spec(classes: &[&str]) -> ModelSpec {
+        let classes = classes.iter().map(|&class| class.to_owned()).collect();
+        ModelSpec::edge(Backbone::ShuffleNetV2, 64, 2, (416, 256), classes)
+    }
 
     /// Two pictures; in the second only class `a` is completely labelled.
     fn folder() -> (tempfile::TempDir, Folder) {
@@ -261,8 +303,7 @@ mod tests {
         let path = dir.path().join("pseudo.json");
         let load_with = |scored: serde_json::Value| {
             std::fs::write(&path, scored.to_string()).unwrap();
-            load(&folder, &["a".to_owned()], Some(&path), ScoreBands { positive: 0.45, ignore: 0.2 })
-                .map(|examples| examples.len())
+            load(&folder, &spec(&["a"]), Some(&path), ScoreBands { positive: 0.45, ignore: 0.2 }).map(|examples| examples.len())
         };
         let of = |image: u64| serde_json::json!([{"image_id": image, "category_id": 7, "bbox": [1, 2, 10, 20], "score": 0.9}]);
         let swapped = serde_json::json!({"images": [{"id": 1, "file_name": "0.png", "width": 40, "height": 30}], "categories": [], "annotations": of(1)});
@@ -278,7 +319,8 @@ mod tests {
         let (_dir, mut folder) = folder();
         folder.coco.images[1].width = 1_000_000;
         folder.coco.images[1].height = 1_000_000;
-        let refused = load(&folder, &["a".to_owned()], None, ScoreBands { positive: 0.45, ignore: 0.2 }).err().unwrap();
+        let large = ModelSpec { width: 640_000, height: 640_000, ..spec(&["a"]) };
+        let refused = load(&folder, &large, None, ScoreBands { positive: 0.45, ignore: 0.2 }).err().unwrap();
         let text = format!("{refused:#}");
         assert!(text.contains("its 2 pictures take 3000.0 GB decoded") && text.contains("scale them down"), "{text}");
     }
@@ -286,9 +328,9 @@ mod tests {
     #[test]
     fn labels_by_score_crowd_and_completeness() {
         let (dir, folder) = folder();
-        let classes = ["a".to_owned(), "b".to_owned()];
+        let spec_ab = spec(&["a", "b"]);
         let bands = ScoreBands { positive: 0.45, ignore: 0.2 };
-        let examples = load(&folder, &classes, None, bands).unwrap();
+        let examples = load(&folder, &spec_ab, None, bands).unwrap();
         let got: Vec<(usize, LabelKind)> = examples[0].labels.iter().map(|label| (label.class, label.kind)).collect();
         use LabelKind::{Ignore, Object};
         assert_eq!(got, [(0, Object), (1, Ignore), (0, Ignore), (1, Object)]);
@@ -300,14 +342,38 @@ mod tests {
         for (id, name, is_known) in [(7, "a", [true, false]), (9, "b", [true, true])] {
             let named = serde_json::json!({"annotations": [], "categories": [{"id": id, "name": name}]});
             std::fs::write(&path, named.to_string()).unwrap();
-            assert_eq!(load(&folder, &classes, Some(&path), bands).unwrap()[1].is_known, is_known);
+            assert_eq!(load(&folder, &spec_ab, Some(&path), bands).unwrap()[1].is_known, is_known);
         }
-        let strange = load(&folder, &["a".to_owned(), "c".to_owned()], Some(&path), bands).unwrap_err();
+        let strange = load(&folder, &spec(&["a", "c"]), Some(&path), bands).unwrap_err();
         assert!(strange.to_string().contains("has a category \"c\""), "{strange}");
         let scored = serde_json::json!({"annotations": [{"image_id": 1, "category_id": 9, "bbox": [0, 0, 9, 9], "score": 0.9}], "categories": []});
         std::fs::write(&path, scored.to_string()).unwrap();
-        let examples = load(&folder, &classes, Some(&path), bands).unwrap();
+        let examples = load(&folder, &spec_ab, Some(&path), bands).unwrap();
         assert_eq!(examples[1].is_known, [true, true]);
         assert_eq!((examples[1].labels[0].class, examples[1].labels[0].kind), (1, Object));
+    }
+
+    #[test]
+    fn photographs_are_shrunk_to_what_a_network_needs() {
+        for (size, net, n) in [
+            ((416, 256), (416, 256), 1),
+            ((1919, 1080), (576, 320), 1),
+            ((4000, 3000), (576, 320), 4),
+            ((9000, 64), (576, 320), 7),
+        ] {
+            assert_eq!(parts(size, net), n, "{size:?} for {net:?}");
+        }
+        // Pixels that are alike in blocks of 2 x 2; the last column and row are cut off.
+        let value = |x: usize, y: usize, c: usize| (10 * (x / 2) + 50 * (y / 2) + c) as u8;
+        let data = (0..5 * 7).flat_map(|i| [0, 1, 2].map(|c| value(i % 7, i / 7, c))).collect();
+        let small = shrunk(RgbPicture { width: 7, height: 5, data }, 2);
+        let wanted: Vec<u8> = (0..2 * 3).flat_map(|i| [0, 1, 2].map(|c| value(2 * (i % 3), 2 * (i / 3), c))).collect();
+        assert_eq!((small.width, small.height, small.data), (3, 2, wanted));
+
+        let (_dir, folder) = folder();
+        let tiny = ModelSpec { width: 8, height: 8, ..spec(&["a"]) };
+        let examples = load(&folder, &tiny, None, ScoreBands { positive: 0.45, ignore: 0.2 }).unwrap();
+        assert_eq!((examples[0].picture.width, examples[0].picture.height), (20, 15));
+        assert_eq!(examples[0].labels[0].bbox, BBox::new(0.5, 1.0, 5.5, 11.0));
     }
 }

@@ -32,13 +32,13 @@ pub(crate) fn hash(picture: &RgbPicture) -> u128 {
     bits
 }
 
-/// Pairs of hashes that differ in at most [`NEAR`] bits, the first place below the second.
+/// Gives every pair of hashes that differ in at most [`NEAR`] bits, the first place below the second; frames of one camera
+/// make more of them than memory holds.
 ///
 /// Of 8 blocks of 16 bits at least two are equal in such a pair, so only pictures that share a block are compared.
-pub(crate) fn pairs(hashes: &[u128]) -> Vec<(usize, usize)> {
+pub(crate) fn for_each_pair(hashes: &[u128], mut take: impl FnMut(usize, usize)) {
     const { assert!(NEAR < 8) };
     let block = |hash: u128, block: usize| (hash >> (16 * block)) as u16;
-    let mut found = Vec::new();
     for at in 0..8 {
         let mut same: HashMap<u16, Vec<usize>> = HashMap::new();
         for (idx, &hash) in hashes.iter().enumerate() {
@@ -46,12 +46,10 @@ pub(crate) fn pairs(hashes: &[u128]) -> Vec<(usize, usize)> {
             // A pair that shares an earlier block is found there.
             let is_new = |other: &usize| (0..at).all(|earlier| block(hashes[*other], earlier) != block(hash, earlier));
             let is_near = |other: &usize| (hashes[*other] ^ hash).count_ones() <= NEAR;
-            found.extend(others.iter().filter(|other| is_near(other) && is_new(other)).map(|&other| (other, idx)));
+            others.iter().filter(|other| is_near(other) && is_new(other)).for_each(|&other| take(other, idx));
             others.push(idx);
         }
     }
-    found.sort_unstable();
-    found
 }
 
 #[cfg(test)]
@@ -76,6 +74,13 @@ mod tests {
             })
             .collect();
         RgbPicture { width, height, data }
+    }
+
+    fn pairs(hashes: &[u128]) -> Vec<(usize, usize)> {
+        let mut found = Vec::new();
+        for_each_pair(hashes, |a, b| found.push((a, b)));
+        found.sort_unstable();
+        found
     }
 
     #[test]

@@ -132,7 +132,7 @@ pub(crate) fn fit(
         check_classes(val, &config.model)?;
     }
     let recipe = Arc::new(recipe(config, resources, peers)?);
-    let origin = Origin::of(&recipe.examples);
+    let origin = Origin::of(&recipe.examples, if resources.kind == Kind::BFloat16 { "bf16" } else { "f32" });
     if resume {
         origin.check(dir, other_data)?;
     }
@@ -343,7 +343,7 @@ pub(crate) fn recipe(config: &FitConfig, resources: &Resources, peers: &Peers) -
     let spec = &config.model;
     let examples = match &resources.examples {
         Some(examples) => Arc::clone(examples),
-        None => Arc::new(data::load(&Folder::open(&config.data)?, &spec.classes, config.pseudo.as_deref(), config.bands)?),
+        None => Arc::new(data::load(&Folder::open(&config.data)?, spec, config.pseudo.as_deref(), config.bands)?),
     };
     if examples.is_empty() {
         bail!("{}: no pictures", config.data.display());

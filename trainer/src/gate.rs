@@ -85,6 +85,18 @@ impl Comparison {
         (!words.is_empty()).then(|| words.join(", "))
     }
 
+    /// What there is to say where chance alone moves the mean by more than it may lose; else nothing.
+    pub(crate) fn doubt(&self) -> String {
+        let (error, limit) = (self.rows[0].error, self.limits.mean);
+        if error <= limit {
+            return String::new();
+        }
+        format!(
+            "The mean's standard error is {error:.2}, so {limit:.2} cannot be told from chance on so few pictures: measure on more \
+             (--val), or look at the table above and decide (--accept-loss). "
+        )
+    }
+
     /// Markdown, percent; below it the classes that pass because of what chance is allowed.
     pub(crate) fn table(&self) -> String {
         let percent = |value: Option<f64>| value.map_or("-".to_owned(), |v| format!("{:.1}", 100.0 * v));
@@ -179,6 +191,9 @@ mod tests {
         assert!(table.ends_with("\nMore than 1.00 lost, within twice the standard error: few.\n"), "{table}");
         let strictly = Comparison::new(&float, &unlucky, Limits { mean: 50.0, is_strict: true, ..limits }).refusal();
         assert!(strictly.is_some_and(|text| text.starts_with("few ")));
+        let few = Comparison::new(&float, &unlucky, limits);
+        assert!(few.doubt().contains("standard error"), "{}", few.table());
+        assert_eq!(Comparison::new(&float, &float, limits).doubt(), "");
         // What int8 gains is no loss.
         assert!(Comparison::new(&evaluator(|_, id| id % 2 == 0), &float, limits).refusal().is_none());
     }

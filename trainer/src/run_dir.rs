@@ -102,11 +102,14 @@ pub(crate) struct Origin {
     pictures: usize,
     /// SHA-256 of all of them with their labels, in order.
     data_sha256: String,
+    /// Arithmetic, `f32` or `bf16`; empty: not known, from an older version.
+    #[serde(default)]
+    precision: String,
 }
 
 impl Origin {
-    /// This program and these pictures.
-    pub(crate) fn of(examples: &[Example]) -> Self {
+    /// This program, these pictures, this arithmetic.
+    pub(crate) fn of(examples: &[Example], precision: &str) -> Self {
         let parts: Vec<_> = examples.par_iter().map(digest).collect();
         let mut all = Sha256::new();
         parts.iter().for_each(|part| all.update(part));
@@ -115,7 +118,15 @@ impl Origin {
             revision: env!("FOVEA_REVISION").into(),
             pictures: examples.len(),
             data_sha256: hex(&all.finalize()),
+            precision: precision.into(),
         }
+    }
+
+    /// The arithmetic that the run in `dir` began with, where it is known.
+    pub(crate) fn precision(dir: &RunDir) -> Option<String> {
+        let text = std::fs::read_to_string(dir.origin()).ok()?;
+        let origin: Self = serde_json::from_str(&text).ok()?;
+        Some(origin.precision).filter(|precision| !precision.is_empty())
     }
 
     /// Refuses to go on with other pictures or labels than the run in `dir` began with, unless told to; says if the
@@ -135,6 +146,13 @@ impl Origin {
                 self.data_sha256
             ))
             .into());
+        }
+        if !old.precision.is_empty() && old.precision != self.precision {
+            say!(
+                "warning: this run began in {}, and goes on in {}: it is not the run that it would have been",
+                old.precision,
+                self.precision
+            );
         }
         if (&old.version, &old.revision) != (&self.version, &self.revision) {
             say!(

@@ -89,6 +89,18 @@ fn a_resumed_run_is_the_same_run() {
     assert_done(&fit(&data, &halves, &[&evaluated[..], &["--until", "7"]].concat()));
     assert_done(&resume(&halves).output().unwrap());
     assert_same(&whole, &halves, &["checkpoint.safetensors", "weights.safetensors", "best.safetensors", "eval.csv"]);
+    // A run goes on in the arithmetic that it began in.
+    let [whole, halves] = ["whole-bf16", "halves-bf16"].map(|name| dir.path().join(name));
+    let rounded = ["--iterations", "4", "--precision", "bf16"];
+    assert_done(&fit(&data, &whole, &rounded));
+    assert_done(&fit(&data, &halves, &[&rounded[..], &["--until", "2"]].concat()));
+    assert_done(&resume(&halves).output().unwrap());
+    assert_same(&whole, &halves, &["checkpoint.safetensors", "weights.safetensors"]);
+    let changed = fit(&data, &dir.path().join("changed"), &[&rounded[..], &["--until", "2"]].concat());
+    assert_done(&changed);
+    let changed = resume(&dir.path().join("changed")).args(["--precision", "f32"]).output().unwrap();
+    assert!(stderr(&changed).contains("this run began in bf16, and goes on in f32"), "{}", stderr(&changed));
+    let halves = dir.path().join("halves");
     // Other labels are not taken for the same data.
     let annotations = data.join("annotations.json");
     let text = std::fs::read_to_string(&annotations).unwrap().replacen("\"bbox\":[", "\"bbox\":[1", 1);
@@ -256,7 +268,8 @@ fn two_processes_are_one_with_the_whole_batch() {
     let dir = tempfile::tempdir().unwrap();
     let data = data_set(&dir.path().join("data"));
     let [settings, one, two, lost] = ["settings", "one", "two", "lost"].map(|name| dir.path().join(name));
-    let plain = ["--backbone-norm", "false", "--head-norm", "group", "--rule", "sgd"];
+    // All of it within the warm-up: large steps would make much of small differences.
+    let plain = ["--backbone-norm", "false", "--head-norm", "group", "--rule", "sgd", "--warmup", "250"];
     assert_done(&fit(&data, &settings, &[&["--iterations", "8", "--until", "0"][..], &plain].concat()));
     let text = std::fs::read_to_string(settings.join("fit.toml")).unwrap();
     assert!(text.contains("pyramid_norm = true"), "{text}");
@@ -367,6 +380,19 @@ fn from_pictures_to_an_integer_model() {
     assert!(printed.contains("| layer quantised alone | noise (dB) |") && printed.contains("\n| head."), "{printed}");
     assert!(stderr(&accepted).contains("accepted: int8 loses"), "{}", stderr(&accepted));
 
+    let written = std::fs::read(run.join("weights.safetensors")).unwrap();
+    for out in [&run, &float.join("../run")] {
+        let refused = quantize(&run, out, &["--accept-loss"]);
+        assert_eq!(refused.status.code(), Some(2), "{}", stderr(&refused));
+        assert!(stderr(&refused).contains("which would be lost"), "{}", stderr(&refused));
+    }
+    assert!(std::fs::read(run.join("weights.safetensors")).unwrap() == written, "the run's weights are not what they were");
+    let mut label = program();
+    label.arg("pseudo-label").arg("--teacher").arg(&int8).arg("--images").arg(data.join("images"));
+    let refused = label.arg("--out").arg(data.join("annotations.json")).output().unwrap();
+    assert_eq!(refused.status.code(), Some(2), "{}", stderr(&refused));
+    assert!(stderr(&refused).contains("was not made by this command"), "{}", stderr(&refused));
+
     labels_of_a_teacher(&int8, &data, &dir.path().join("labelled"));
 
     // The figures again, from the folder alone.
@@ -383,6 +409,8 @@ fn from_pictures_to_an_integer_model() {
     fit.arg("fit").arg("--qat").arg(&run).arg("--out").arg(&qat).args([
         "--iterations",
         "20",
+        "--warmup",
+        "50",
         "--threads",
         "1",
         "--device",
@@ -390,7 +418,7 @@ fn from_pictures_to_an_integer_model() {
     ]);
     assert_done(&fit.arg("--val").arg(&data).output().unwrap());
     let from_qat = dir.path().join("from-qat");
-    let quantized = quantize(&qat, &from_qat, &["--max-loss", "3", "--max-class-loss", "5"]);
+    let quantized = quantize(&qat, &from_qat, &["--max-loss", "5", "--max-class-loss", "8"]);
     assert_done(&quantized);
     assert!(stderr(&quantized).contains("float is "), "{}", stderr(&quantized));
     let by_trainer: serde_json::Value = serde_json::from_str(&std::fs::read_to_string(qat.join("eval.json")).unwrap()).unwrap();
@@ -784,6 +812,16 @@ fn the_papers_preset_is_run_timed_and_averaged() {
     assert!(String::from_utf8_lossy(&timed.stdout).contains("pictures a second"), "{}", stderr(&timed));
     assert_done(&program().arg("average").arg(run("a")).arg(run("b")).arg("--out").arg(run("mean")).output().unwrap());
     assert!(run("mean").join("weights.safetensors").exists());
+    // Training with quantisation takes such a mean for a run, once it is told the data.
+    let qat = |extra: &[&str]| {
+        let mut fit = program();
+        fit.args(["fit", "--iterations", "1", "--batch", "2", "--threads", "1", "--device", "cpu"]).args(extra);
+        fit.arg("--qat").arg(run("mean")).arg("--out").arg(run("qat")).output().unwrap()
+    };
+    let refused = qat(&[]);
+    assert_eq!(refused.status.code(), Some(2), "{}", stderr(&refused));
+    assert!(stderr(&refused).contains("--data is needed"), "{}", stderr(&refused));
+    assert_done(&qat(&["--data", data.to_str().unwrap()]));
 }
 
 /// What a person reads first, of every command and of what it is made of.
@@ -927,6 +965,37 @@ fn the_readme_leads_from_labels_to_a_running_model() {
         assert_done(&program().current_dir(dir.path()).arg("data").args(args).output().unwrap());
         assert!(fovea::images::open(&dir.path().join(args[args.len() - 1])).unwrap().width > 500, "{args:?}");
     }
+}
+
+/// The first commands of the README again, now with the weights that they name, at a size and a number of steps for a test: two
+/// new classes on the shipped network, which two pictures are too few to judge.
+#[test]
+fn the_shipped_weights_start_a_network_of_other_classes() {
+    let dir = tempfile::tempdir().unwrap();
+    yolo_data(dir.path());
+    let models = Path::new(env!("CARGO_MANIFEST_DIR")).join("../models");
+    let few = "--width 96 --height 64 --batch 2 --threads 1 --device cpu --iterations 2";
+    for words in readme_commands("\n## Train your own\n").iter().take(2) {
+        let mut command = program();
+        let mut words = words.iter().skip(1);
+        while let Some(word) = words.next() {
+            match word.as_str() {
+                "--init" => {
+                    let weights = words.next().unwrap().strip_prefix("models/").unwrap();
+                    command.arg("--init").arg(models.join(weights));
+                }
+                "--iterations" => drop(words.next()),
+                "fit" => drop(command.arg("fit").args(few.split_whitespace())),
+                word => drop(command.arg(word)),
+            }
+        }
+        let output = command.current_dir(dir.path()).output().unwrap();
+        assert_done(&output);
+        let said = format!("{}{}", String::from_utf8_lossy(&output.stdout), stderr(&output));
+        assert!(said.contains("anchors at ") || said.contains("arrays taken"), "{said}");
+    }
+    let model = std::fs::read_to_string(dir.path().join("runs/mine/model.toml")).unwrap();
+    assert!(model.contains("[\"red\", \"green\"]") && model.contains("shufflenetv2-x1.5"), "{model}");
 }
 
 #[test]

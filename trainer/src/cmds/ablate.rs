@@ -19,8 +19,10 @@ use crate::run_dir::RunDir;
 use crate::weights;
 use anyhow::{Context, Result};
 use fovea::pipeline::clock::Stopwatch;
+use fovea::pipeline::detector::hex;
 use plotters::prelude::*;
 use serde::{Deserialize, Serialize};
+use sha2::{Digest, Sha256};
 use std::fmt::Write as _;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -99,6 +101,9 @@ struct Finished {
     ap_large: Option<f64>,
     /// Milliseconds of the network for one picture, in libtorch.
     ms: Option<f64>,
+    /// SHA-256 of the labels that it was measured on.
+    #[serde(default)]
+    val_sha256: String,
 }
 
 /// The tables that the program brings.
@@ -197,7 +202,9 @@ impl Args {
         let mut val = Folder::open(val)?;
         val.coco.images = val.coco.images.into_iter().step_by(self.val_every as usize).collect();
         std::fs::create_dir_all(&self.out).with_context(|| format!("cannot make the folder {}", self.out.display()))?;
+        let val_sha256 = hex(&Sha256::digest(serde_json::to_string(&val.coco)?));
         let mut runner = Runner {
+            val_sha256,
             resources: self.machine.resources()?,
             stop: stop_on_interrupt()?,
             val,
@@ -240,6 +247,7 @@ struct Runner {
     resources: Resources,
     stop: Arc<AtomicBool>,
     val: Folder,
+    val_sha256: String,
     minutes: Option<f64>,
     /// The settings that the pictures in memory were read for.
     examples_of: Option<FitConfig>,
@@ -252,7 +260,7 @@ impl Runner {
         let before = dir.config().exists().then(|| FitConfig::read(&dir.config())).transpose()?;
         if let Some(before) = &before {
             if self.minutes.is_some() {
-                config.iterations = before.iterations;
+                config.set_iterations(before.iterations);
             }
             if *before != config {
                 return Err(Request(format!(
@@ -261,7 +269,14 @@ impl Runner {
                 ))
                 .into());
             }
-            if result.exists() {
+            if let Ok(text) = std::fs::read_to_string(&result) {
+                let done: Finished = serde_json::from_str(&text).with_context(|| result.display().to_string())?;
+                let is_whole = done.val_sha256 == self.val_sha256 && (done.ms.is_some() || !details);
+                if done.diverged.is_none() && !is_whole {
+                    say!("{}: measured anew, on these validation data", dir.0.display());
+                    let finished = self.measure(&config, dir, details)?;
+                    write_atomic(&result, serde_json::to_string_pretty(&finished)?.as_bytes())?;
+                }
                 return Ok(true);
             }
         }
@@ -270,7 +285,7 @@ impl Runner {
         std::fs::create_dir_all(&dir.0).with_context(|| format!("cannot make the folder {}", dir.0.display()))?;
         if before.is_none() {
             if let Some(minutes) = self.minutes {
-                config.iterations = self.iterations_in(minutes, &config, dir)?;
+                config.set_iterations(self.iterations_in(minutes, &config, dir)?);
             }
             config.model.write(&dir.model())?;
             config.write(&dir.config())?;
@@ -296,11 +311,12 @@ impl Runner {
         let same = |old: &FitConfig| {
             (&old.data, &old.pseudo, &old.model.classes, old.bands)
                 == (&config.data, &config.pseudo, &config.model.classes, config.bands)
+                && (old.model.width, old.model.height) == (config.model.width, config.model.height)
         };
         if !self.examples_of.as_ref().is_some_and(same) {
             self.resources.examples = None;
             let folder = Folder::open(&config.data)?;
-            let examples = data::load(&folder, &config.model.classes, config.pseudo.as_deref(), config.bands)?;
+            let examples = data::load(&folder, &config.model, config.pseudo.as_deref(), config.bands)?;
             self.resources.examples = Some(Arc::new(examples));
             self.examples_of = Some(config.clone());
         }
@@ -340,6 +356,7 @@ impl Runner {
             ap_small: report.ap_small,
             ap_medium: report.ap_medium,
             ap_large: report.ap_large,
+            val_sha256: self.val_sha256.clone(),
             ms: details.then(|| milliseconds(&model, (config.model.width as i64, config.model.height as i64))),
         })
     }

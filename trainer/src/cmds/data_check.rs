@@ -100,23 +100,37 @@ impl Args {
         let mut network = Network { anchors: ModelSpec::edge_anchors(), size: (416, 256) };
         if let Some(init) = &self.init {
             let folder = if init.is_dir() { init.clone() } else { init.parent().unwrap_or(Path::new("")).to_owned() };
-            let spec = RunDir(folder).spec()?;
-            network = Network { anchors: spec.anchors, size: (spec.width, spec.height) };
+            let dir = RunDir(folder);
+            if init.is_file() && !dir.model().exists() && !dir.config().exists() {
+                // A backbone alone, as `import` makes it.
+                say!("{}: no model.toml beside it, so the anchors are those of the edge preset", init.display());
+            } else {
+                let spec = dir.spec()?;
+                network = Network { anchors: spec.anchors, size: (spec.width, spec.height) };
+            }
         }
         network.size = (self.width.unwrap_or(network.size.0), self.height.unwrap_or(network.size.1));
         Ok(network)
     }
 
     fn report_duplicates(&self, hashes: &[(u128, usize, String)]) {
-        let pairs = duplicates::pairs(&hashes.iter().map(|(hash, _, _)| *hash).collect::<Vec<_>>());
-        let (across, within): (Vec<_>, Vec<_>) = pairs.into_iter().partition(|&(a, b)| hashes[a].1 != hashes[b].1);
+        let mut within = (0_usize, BTreeSet::new());
+        let mut across = within.clone();
+        duplicates::for_each_pair(&hashes.iter().map(|(hash, _, _)| *hash).collect::<Vec<_>>(), |a, b| {
+            let (n, first) = if hashes[a].1 == hashes[b].1 { &mut within } else { &mut across };
+            *n += 1;
+            first.insert((a, b));
+            if first.len() > MOST_LINES / 5 {
+                first.pop_last();
+            }
+        });
         let name = |idx: usize| format!("{}/{}", self.data[hashes[idx].1].display(), hashes[idx].2);
-        for (pairs, what) in [(within, "within a data set"), (across, "in two data sets")] {
-            for &(a, b) in pairs.iter().take(MOST_LINES / 5) {
+        for ((n, first), what) in [(within, "within a data set"), (across, "in two data sets")] {
+            for (a, b) in first {
                 say!("warning: look the same: {} and {}", name(a), name(b));
             }
-            if !pairs.is_empty() {
-                say!("warning: {} pairs of pictures look the same {what}", pairs.len());
+            if n > 0 {
+                say!("warning: {n} pairs of pictures look the same {what}");
             }
         }
     }
@@ -205,7 +219,8 @@ fn report_anchors(network: &Network, sizes: &[(f32, f32)]) {
     // Less than a point is not worth another set of anchors.
     if before.missed - after.missed >= 0.01 {
         println!(
-            "better: {:.1}%, {:.3}, with these lines under [model.anchors] in a fit.toml (fit --config):\n  base_sizes = {:?}\n  \
+            "better: {:.1}%, {:.3}, with these lines under [model.anchors] of a fit.toml (`fit … --until 0 --out NEW` writes one, `fit --config` starts from \
+             it):\n  base_sizes = {:?}\n  \
              aspect_ratios = {:?}",
             percent(after.missed),
             after.mean_iou,

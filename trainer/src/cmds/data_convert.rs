@@ -35,6 +35,13 @@ impl Args {
         if format == self.to && self.data == self.out {
             return Err(Request("--out is --data and --to is its format: there is nothing to do".into()).into());
         }
+        if Format::detect(&self.out).is_ok_and(|there| there == self.to) {
+            let out = self.out.display();
+            return Err(Request(format!(
+                "--out {out} holds labels in this format already, which would be replaced; name another folder"
+            ))
+            .into());
+        }
         let folder = Folder::open_as(&self.data, format)?;
         self.check_names(&folder)?;
         let images = self.to.images_dir(&self.out);

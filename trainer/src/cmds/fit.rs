@@ -9,7 +9,7 @@ use crate::loss::{BoxLoss, ClsLoss};
 use crate::optim::{Rule, Schedule};
 use crate::peers::Peers;
 use crate::request::Request;
-use crate::run_dir::RunDir;
+use crate::run_dir::{Origin, RunDir};
 use crate::spec::{Backbone, ModelSpec, Norm, Pixels, Pyramid, STRIDES};
 use crate::weights;
 use anyhow::{Context, Result};
@@ -137,9 +137,12 @@ pub(crate) struct Settings {
     /// Class names in the order of the outputs. [default: the data set's categories]
     #[arg(long, value_delimiter = ',', conflicts_with = "config")]
     classes: Vec<String>,
-    /// Steps.
-    #[arg(long, conflicts_with = "config")]
+    /// Steps; the warm-up takes a tenth of them at most.
+    #[arg(long)]
     iterations: Option<usize>,
+    /// Steps of linear warm-up. [default: 250, paper: 1000; no more than a tenth of --iterations]
+    #[arg(long, conflicts_with = "config")]
+    warmup: Option<usize>,
     /// Pictures a step.
     #[arg(long, conflicts_with = "config")]
     batch: Option<usize>,
@@ -172,7 +175,7 @@ pub(crate) struct Settings {
     #[arg(long, conflicts_with = "config")]
     leak_share: Option<f64>,
     /// Seed of everything random.
-    #[arg(long, conflicts_with = "config")]
+    #[arg(long)]
     seed: Option<u64>,
     /// Steps between checkpoints.
     #[arg(long, conflicts_with = "config")]
@@ -188,7 +191,7 @@ pub(crate) struct Machine {
     /// auto, cpu or cuda.
     #[arg(long, default_value = "auto")]
     device: String,
-    /// f32, or bf16. [default: bf16 on CUDA, f32 on a CPU]
+    /// f32, or bf16. [default: with --resume that of the run, else bf16 on CUDA, f32 on a CPU]
     #[arg(long, value_parser = ["f32", "bf16"])]
     precision: Option<String>,
     /// Threads of the arithmetic on a CPU.
@@ -201,10 +204,14 @@ pub(crate) struct Machine {
 
 impl Args {
     /// Trains.
-    pub(crate) fn run(self) -> Result<()> {
+    pub(crate) fn run(mut self) -> Result<()> {
+        let dir = RunDir(self.out.clone());
+        if self.resume && self.machine.precision.is_none() {
+            // Else it would be another run.
+            self.machine.precision = Origin::precision(&dir);
+        }
         let resources = self.machine.resources()?;
         let mut peers = Peers::meet()?;
-        let dir = RunDir(self.out.clone());
         let config = self.config(&dir)?;
         config.check().map_err(|error| Request(format!("{error:#}")))?;
         std::fs::create_dir_all(&dir.0).with_context(|| format!("cannot make the folder {}", dir.0.display()))?;
@@ -305,17 +312,24 @@ impl Settings {
                     None => config.distill = Some(Distill::new(teacher.clone())),
                 }
             }
+            if let Some(iterations) = self.iterations {
+                config.set_iterations(iterations);
+            }
+            set(&mut config.seed, self.seed);
             return Ok(config);
         }
         if let Some(run) = &self.qat {
-            let mut config = FitConfig::quantized(&RunDir(run.clone()))?;
+            let mut config = FitConfig::quantized(&RunDir(run.clone()), self.data.as_deref())?;
             set(&mut config.data, self.data.clone());
             for (path, given) in [(&mut config.val, &self.val), (&mut config.pseudo, &self.pseudo)] {
                 if given.is_some() {
                     path.clone_from(given);
                 }
             }
-            set(&mut config.iterations, self.iterations);
+            if let Some(iterations) = self.iterations {
+                config.set_iterations(iterations);
+            }
+            set(&mut config.warmup, self.warmup);
             set(&mut config.batch, self.batch);
             set(&mut config.lr, self.lr);
             set(&mut config.seed, self.seed);
@@ -339,7 +353,10 @@ impl Settings {
         config.pseudo.clone_from(&self.pseudo);
         config.init.clone_from(&self.init);
         config.distill = self.teacher.clone().map(Distill::new);
-        set(&mut config.iterations, self.iterations);
+        if let Some(iterations) = self.iterations {
+            config.set_iterations(iterations);
+        }
+        set(&mut config.warmup, self.warmup);
         set(&mut config.batch, self.batch);
         set(&mut config.lr, self.lr);
         set(&mut config.backbone_lr, self.backbone_lr);

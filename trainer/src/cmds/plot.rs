@@ -126,6 +126,7 @@ impl Args {
 
 /// A run's averaged weights.
 struct Trained {
+    dir: RunDir,
     spec: ModelSpec,
     model: Model,
 }
@@ -136,13 +137,21 @@ impl Trained {
         let spec = ModelSpec::read(&dir.model())?;
         let mut model = Model::new(&spec, 0.01, 0, device);
         model.load(&weights::read(&dir.weights())?.weights).with_context(|| dir.weights().display().to_string())?;
-        Ok(Self { spec, model })
+        Ok(Self { dir, spec, model })
     }
 
     /// `z = -x_t` of every logit that has a target, ascending: on objects, and on background.
     fn logits(&self, data: &Path, pictures: usize) -> Result<[Vec<f64>; 2]> {
         let spec = &self.spec;
+        // Matched as the run was; a mean of runs and an imported network have no settings.
+        let own = if self.dir.config().exists() {
+            FitConfig::read(&self.dir.config())?
+        } else {
+            FitConfig::edge(data.to_owned(), spec.clone())
+        };
         let config = FitConfig {
+            matching: own.matching,
+            bands: own.bands,
             augment: Augmentation { flip: 0.0, ..Augmentation::FLIP_ONLY },
             repeat_below: 0.0,
             mosaic_off: 0.0,
@@ -150,7 +159,8 @@ impl Trained {
         };
         let alone = Resources { device: tch::Device::Cpu, kind: Kind::Float, workers: 1, examples: None };
         let recipe = recipe(&config, &alone, &Peers::alone())?;
-        let n_batches = pictures.min(recipe.examples.len()).div_ceil(config.batch);
+        let n_pictures = pictures.min(recipe.examples.len());
+        let n_batches = n_pictures.div_ceil(config.batch);
         let mut z = [Vec::new(), Vec::new()];
         for iteration in 0..n_batches {
             let batch = recipe.make(iteration);
@@ -159,7 +169,10 @@ impl Trained {
             let outputs = tch::no_grad(|| self.model.forward(&images, Mode::EVAL));
             let levels: Vec<Tensor> = outputs.iter().map(|level| level.cls.reshape([config.batch as i64, -1])).collect();
             let logits = Tensor::cat(&levels, 1).to_device(tch::Device::Cpu).reshape([-1]);
-            for (logit, code) in Vec::<f32>::try_from(&logits)?.into_iter().map(f64::from).zip(&batch.classes) {
+            // The last batch begins anew with the first pictures: these are counted already.
+            let n_new = (n_pictures - iteration * config.batch).min(config.batch);
+            let n_logits = batch.classes.len() / config.batch * n_new;
+            for (logit, code) in Vec::<f32>::try_from(&logits)?.into_iter().map(f64::from).zip(&batch.classes).take(n_logits) {
                 match *code {
                     targets::OBJECT => z[0].push(-logit),
                     targets::BACKGROUND => z[1].push(logit),

@@ -87,6 +87,7 @@ impl Args {
         if !(0.0..1.0).contains(&self.keep_from) {
             return Err(Request(format!("--keep-from {}: expected 0 up to, not including, 1", self.keep_from)).into());
         }
+        self.keep_labels()?;
         let mut classes: Vec<String> = Vec::new();
         let mut n_views: Vec<usize> = Vec::new();
         let mut digests = Vec::new();
@@ -137,6 +138,17 @@ impl Args {
         write_atomic(&self.out, serde_json::to_string(&targets.labels(&lines, info))?.as_bytes())?;
         std::fs::remove_file(&journal.path).ok();
         targets.report(&lines);
+        Ok(())
+    }
+
+    /// Refuses to replace labels that it did not make.
+    fn keep_labels(&self) -> Result<()> {
+        let Ok(text) = std::fs::read_to_string(&self.out) else { return Ok(()) };
+        let before: serde_json::Value = serde_json::from_str(&text).unwrap_or_default();
+        if before["info"]["teachers"].is_null() {
+            let out = self.out.display();
+            return Err(Request(format!("--out {out} is there and was not made by this command; name another file")).into());
+        }
         Ok(())
     }
 

@@ -11,6 +11,7 @@ use crate::graph::Graph;
 use crate::noise::{LayerNoise, Probe, choose_methods, sensitivity};
 use crate::package;
 use crate::quantize::{quantize_convs, stored};
+use crate::request::Request;
 use crate::run_dir::RunDir;
 use crate::spec::{ModelSpec, Pyramid};
 use crate::weights;
@@ -108,6 +109,7 @@ impl Args {
         };
         Folder::open(&self.val)?;
         let dir = RunDir(self.run.clone());
+        self.keep_weights(&dir)?;
         let card = card + &teachers_of(&dir);
         let spec = ModelSpec::read(&dir.model())?;
         let graph = Graph::new(&spec);
@@ -144,9 +146,10 @@ impl Args {
         match comparison.refusal() {
             Some(lost) if self.accept_loss => say!("accepted: int8 loses more AP points than it may: {lost}"),
             Some(lost) => bail!(
-                "int8 loses more AP points against float than it may: {lost}. Try other ranges (--calibration, --pictures), --equalize, \
+                "int8 loses more AP points against float than it may: {lost}. {}Try other ranges (--calibration, --pictures), --equalize, \
                  --correct-biases, or train with quantisation (fit --qat); --sensitivity shows which layers cost most; --accept-loss \
-                 writes the model all the same"
+                 writes the model all the same",
+                comparison.doubt()
             ),
             None => {}
         }
@@ -169,6 +172,20 @@ impl Args {
         write_atomic(&int8_dir.join("README.md"), card.as_bytes())?;
         work.move_files(&int8_dir, &self.out)?;
         say!("wrote {}: {} bytes, int8 loses {loss:.2} AP points", self.out.display(), int8.len());
+        Ok(())
+    }
+
+    /// Refuses to write the model where float weights lie that would be lost: into the run itself, or into another one.
+    fn keep_weights(&self, run: &RunDir) -> Result<()> {
+        let out = RunDir(self.out.clone());
+        let is_run = out.0.canonicalize().ok().is_some_and(|place| run.0.canonicalize().is_ok_and(|run| run == place));
+        let is_model = out.0.join("manifest.toml").exists();
+        if is_run || !is_model && (out.weights().exists() || out.config().exists() || out.checkpoint().exists()) {
+            let dir = out.0.display();
+            return Err(
+                Request(format!("--out {dir} holds the weights of a run, which would be lost; choose another folder")).into()
+            );
+        }
         Ok(())
     }
 

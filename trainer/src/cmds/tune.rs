@@ -353,7 +353,7 @@ impl Args {
         let best = order.first().map_or_else(PathBuf::new, |trial| self.settings(&trial.name));
         let _ = writeln!(
             table,
-            "\nThe best trial's settings, for a longer run: `fovea-train fit --config {} --out DIR`.",
+            "\nThe best trial's settings, for a longer run: `fovea-train fit --config {} --iterations N --out DIR`.",
             best.display()
         );
         Ok(table)

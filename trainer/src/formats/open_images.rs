@@ -14,20 +14,22 @@ use std::path::{Path, PathBuf};
 
 /// The CSV of boxes.
 pub(super) fn boxes_of(dir: &Path) -> Option<PathBuf> {
-    csv_with(dir, true)
+    csvs_with(dir, true).into_iter().next()
 }
 
-/// The first CSV with labels of pictures, and with boxes or without.
-fn csv_with(dir: &Path, has_boxes: bool) -> Option<PathBuf> {
-    let names = crate::files::list_files(dir, &["csv"]).ok()?;
-    names.into_iter().map(|name| dir.join(name)).find(|path| {
+/// CSVs with labels of pictures, and with boxes or without, in the order of their names. Labels that a machine made say nothing for certain.
+fn csvs_with(dir: &Path, has_boxes: bool) -> Vec<PathBuf> {
+    let names = crate::files::list_files(dir, &["csv"]).unwrap_or_default();
+    let names = names.into_iter().filter(|name| has_boxes || !name.contains("machine-imagelabels"));
+    let is_such = |path: &PathBuf| {
         // The files have millions of lines; the first one tells.
         let mut header = String::new();
         let is_read = File::open(path).and_then(|file| BufReader::new(file).read_line(&mut header)).is_ok();
         let columns = csv::rows(&header).pop().unwrap_or_default();
         let has = |column: &str| columns.iter().any(|found| found == column);
         is_read && has("ImageID") && has("LabelName") && has("XMin") == has_boxes
-    })
+    };
+    names.map(|name| dir.join(name)).filter(is_such).collect()
 }
 
 /// Rows of a CSV, with access by column name.
@@ -55,9 +57,13 @@ impl Table {
 }
 
 pub(super) fn read(dir: &Path) -> Result<Labelled> {
-    let path = boxes_of(dir).ok_or_else(|| anyhow!("{}: no CSV with the columns ImageID, LabelName, XMin", dir.display()))?;
-    let boxes = Table::read(&path)?;
-    let names = class_names(dir, &path)?;
+    let paths = csvs_with(dir, true);
+    if paths.is_empty() {
+        return Err(anyhow!("{}: no CSV with the columns ImageID, LabelName, XMin", dir.display()));
+    }
+    // One for each split, whose pictures may lie together.
+    let tables: Vec<Table> = paths.iter().map(|path| Table::read(path)).collect::<Result<_>>()?;
+    let names = class_names(dir, &paths)?;
     let pictures = if dir.join("images").is_dir() { dir.join("images") } else { dir.to_owned() };
     let files = by_stem(&pictures)?;
     let mut reader = Reader::default();
@@ -73,7 +79,7 @@ pub(super) fn read(dir: &Path) -> Result<Labelled> {
         Ok(new)
     };
     let mut verified: HashMap<u64, BTreeSet<u32>> = HashMap::new();
-    for row in &boxes.rows {
+    for (boxes, row) in tables.iter().flat_map(|boxes| boxes.rows.iter().map(move |row| (boxes, row))) {
         let (Some(id), Some(label)) = (boxes.text(row, "ImageID"), boxes.text(row, "LabelName")) else { continue };
         // The CSVs are of all pictures; a folder may have a part of them.
         let Some(file) = files.get(id) else { continue };
@@ -88,7 +94,7 @@ pub(super) fn read(dir: &Path) -> Result<Labelled> {
         (annotation.iscrowd, annotation.score) = (u8::from(is_group), score);
         verified.entry(image).or_default().insert(category);
     }
-    if let Some(path) = csv_with(dir, false) {
+    for path in csvs_with(dir, false) {
         let labels = Table::read(&path)?;
         for row in &labels.rows {
             let (Some(id), Some(label)) = (labels.text(row, "ImageID"), labels.text(row, "LabelName")) else { continue };
@@ -105,10 +111,10 @@ pub(super) fn read(dir: &Path) -> Result<Labelled> {
 }
 
 /// Names by label: from the CSV of two columns that begins with a label such as `/m/01g317`.
-fn class_names(dir: &Path, boxes: &Path) -> Result<HashMap<String, String>> {
+fn class_names(dir: &Path, boxes: &[PathBuf]) -> Result<HashMap<String, String>> {
     for name in crate::files::list_files(dir, &["csv"])? {
         let path = dir.join(name);
-        if path == boxes {
+        if boxes.contains(&path) {
             continue;
         }
         let rows = csv::rows(&read_text(&path)?);
@@ -167,7 +173,12 @@ mod tests {
             (
                 "validation-annotations-bbox.csv",
                 "ImageID,Source,LabelName,Confidence,XMin,XMax,YMin,YMax,IsOccluded,IsTruncated,IsGroupOf,IsDepiction,IsInside\n\
-                 0001eeaf,xclick,/m/01g317,1,0.25,0.5,0.1,0.9,0,0,0,0,0\n0001eeaf,xclick,/m/0k4j,1,0,1,0.5,1,0,0,1,0,0\n\
+                 0001eeaf,xclick,/m/01g317,1,0.25,0.5,0.1,0.9,0,0,0,0,0\n0001eeaf,xclick,/m/0k4j,1,0,1,0.5,1,0,0,1,0,0\n",
+            ),
+            (
+                "train-annotations-bbox.csv",
+                "ImageID,Source,LabelName,Confidence,XMin,XMax,YMin,YMax,IsOccluded,IsTruncated,IsGroupOf,IsDepiction,IsInside\n\
+                 0003bbbb,xclick,/m/0k4j,1,0,0.5,0,0.5,0,0,0,0,0\n\
                  ffffffff,xclick,/m/01bjv,1,0.25,0.5,0.1,0.9,0,0,0,0,0\n",
             ),
             ("class-descriptions-boxable.csv", "LabelName,DisplayName\n/m/01g317,Person\n/m/0k4j,Car\n/m/01bjv,Bus\n"),
@@ -182,12 +193,13 @@ mod tests {
         }
         let coco = read(dir.path()).unwrap().coco;
         let got: Vec<([i64; 4], u8)> = coco.annotations.iter().map(|a| (a.bbox.map(|v| v.round() as i64), a.iscrowd)).collect();
-        assert_eq!(got, [([50, 10, 50, 80], 0), ([0, 50, 200, 50], 1)]);
+        assert_eq!(got, [([0, 0, 100, 50], 0), ([50, 10, 50, 80], 0), ([0, 50, 200, 50], 1)]);
         let names: Vec<&str> = coco.categories.iter().map(|c| c.name.as_str()).collect();
         assert_eq!(names, ["Car", "Person"]);
-        assert_eq!(coco.images[0].exhaustive_category_ids, Some(vec![1, 2]));
-        // Nobody is in the second picture; somebody is in the third, but where is not said.
-        assert_eq!(coco.images.len(), 2);
-        assert_eq!((&*coco.images[1].file_name, &coco.images[1].exhaustive_category_ids), ("0002aaaa.png", &Some(vec![1])));
+        // The splits' CSVs count together. Nobody is in the second picture; somebody is in the third, but where is not said.
+        let known: Vec<(&str, &Option<Vec<u32>>)> =
+            coco.images.iter().map(|image| (&*image.file_name, &image.exhaustive_category_ids)).collect();
+        let some = |ids: &[u32]| Some(ids.to_vec());
+        assert_eq!(known, [("0003bbbb.png", &some(&[1])), ("0001eeaf.png", &some(&[1, 2])), ("0002aaaa.png", &some(&[2]))]);
     }
 }

@@ -9,6 +9,7 @@ use crate::request::Request;
 use anyhow::{Context, Result, anyhow, bail};
 use fovea::eval::CocoDataset;
 use saphyr_parser::{Event, Parser, StrInput};
+use std::collections::HashSet;
 use std::fmt::Write as _;
 use std::path::{Component, Path, PathBuf};
 
@@ -34,13 +35,16 @@ pub(super) fn read(dir: &Path) -> Result<Labelled> {
     for name in &names {
         reader.category(name);
     }
+    let (mut n_pictures, mut used) = (0_usize, HashSet::new());
     for picture in crate::files::list_pictures(&pictures)? {
+        n_pictures += 1;
         let (width, height) = size_of(&pictures.join(&picture))?;
         let path = labels.join(&picture).with_extension("txt");
         let image = reader.image(picture, (width, height));
         if !path.is_file() {
             continue;
         }
+        used.insert(path.clone());
         for (number, line) in (1..).zip(read_text(&path)?.lines()).filter(|(_, line)| !line.trim().is_empty()) {
             let values: Option<Vec<f64>> = line.split_whitespace().map(|value| value.parse().ok()).collect();
             let fault = |what: &str| anyhow!("{}:{number}: {what}: {line:?}", path.display());
@@ -59,7 +63,26 @@ pub(super) fn read(dir: &Path) -> Result<Labelled> {
             reader.add(image, category, [bbox[0] * w, bbox[1] * h, bbox[2] * w, bbox[3] * h]).score = score;
         }
     }
+    warn_of_strays(dir, &labels, n_pictures, &used)?;
     Ok(reader.finish(pictures, true))
+}
+
+/// Pictures and labels that do not find each other are often a folder with another name.
+fn warn_of_strays(dir: &Path, labels: &Path, n_pictures: usize, used: &HashSet<PathBuf>) -> Result<()> {
+    if used.len() < n_pictures {
+        let n_without = n_pictures - used.len();
+        say!("{}: {n_without} of {n_pictures} pictures have no file of labels, so nothing to find", dir.display());
+    }
+    let is_names = |name: &str| NAME_FILES.iter().any(|names| Path::new(name).file_name().is_some_and(|file| file == *names));
+    let stray: Vec<String> = crate::files::list_files(labels, &["txt"])?
+        .into_iter()
+        .filter(|name| !is_names(name) && !used.contains(&labels.join(name)))
+        .collect();
+    if let Some(first) = stray.first() {
+        let (dir, n) = (dir.display(), stray.len());
+        say!("warning: {dir}: {n} files of labels have no picture that is read (JPEG, PNG or WebP), {first} for one");
+    }
+    Ok(())
 }
 
 fn bounds(points: &[f64]) -> [f64; 4] {

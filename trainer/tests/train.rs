@@ -968,7 +968,7 @@ fn the_readme_leads_from_labels_to_a_running_model() {
 }
 
 /// The first commands of the README again, now with the weights that they name, at a size and a number of steps for a test: two
-/// new classes on the shipped network, which two pictures are too few to judge.
+/// new classes on the shipped network.
 #[test]
 fn the_shipped_weights_start_a_network_of_other_classes() {
     let dir = tempfile::tempdir().unwrap();

@@ -19,7 +19,7 @@ pub struct QuantParams {
 
 /// A scale that cannot be used.
 #[derive(Debug, Clone, Copy, PartialEq, thiserror::Error)]
-#[error("scale {0} must be finite and above 0")]
+#[error("scale {0:e} must be finite and at least 1.2e-38, the smallest normal number")]
 pub struct BadScale(pub f32);
 
 impl QuantParams {

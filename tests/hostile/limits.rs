@@ -37,10 +37,38 @@ fn upsamplings(graph: &mut GraphProto, head: &str, n: usize) {
     output.name = format!("{head}{}", n - 1);
 }
 
+/// `node` with its output quantised at `scale`, in place of the head "cls".
+fn then_quantised(graph: &mut GraphProto, node: NodeProto, scale: f32) {
+    let raw_data = scale.to_le_bytes().to_vec();
+    graph.initializer.push(TensorProto {
+        name: "then_s".into(),
+        data_type: DataType::Float.into(),
+        raw_data,
+        ..TensorProto::default()
+    });
+    let output = node.output[0].clone();
+    graph.node.push(node);
+    graph.node.push(tiny::node("QuantizeLinear", &[&output, "then_s", "cls_z"], "then_q", vec![]));
+    graph.node.push(tiny::node("DequantizeLinear", &["then_q", "then_s", "cls_z"], "then", vec![]));
+    graph.output[0].name = "then".into();
+}
+
+/// The network's input quantised once more with another scale, for the head "box"; before or after the first time.
+fn quantised_twice(graph: &mut GraphProto, before: bool) {
+    let nodes = [
+        tiny::node("QuantizeLinear", &["images", "box_s", "box_z"], "images_q2", vec![]),
+        tiny::node("DequantizeLinear", &["images_q2", "box_s", "box_z"], "x2", vec![]),
+    ];
+    let at = if before { 0 } else { 2 };
+    graph.node.splice(at..at, nodes);
+    let conv = graph.node.iter_mut().find(|node| node.output == ["box_f"]).expect("the head is there");
+    conv.input[0] = "x2".into();
+}
+
 type Edit = fn(&mut GraphProto);
 
 /// What is asked for, and what the refusal names.
-const CASES: [(&str, Edit, &str); 8] = [
+const CASES: [(&str, Edit, &str); 12] = [
     ("many nodes", |g| g.node.extend(vec![NodeProto { op_type: "Relu".into(), ..NodeProto::default() }; MAX_NODES]), "nodes"),
     ("very many outputs of a node", |g| g.node[0].output.extend(vec![String::new(); 20_000]), "20001 outputs"),
     ("a huge activation", |g| upsamplings(g, "cls", 24), "too large"),
@@ -97,6 +125,21 @@ const CASES: [(&str, Edit, &str); 8] = [
         },
         "nnn",
     ),
+    (
+        "a concatenation of nine",
+        |g| {
+            let axis = AttributeProto { name: "axis".into(), i: 1, ..AttributeProto::default() };
+            then_quantised(g, tiny::node("Concat", &["cls"; 9], "joined", vec![axis]), 0.05);
+        },
+        "9 inputs; at most 8",
+    ),
+    (
+        "a sum whose scale is a tiny part of its terms'",
+        |g| then_quantised(g, tiny::node("Add", &["cls", "cls"], "sum", vec![]), 1.2e-38),
+        "the ratios of its scales",
+    ),
+    ("an input that is quantised twice", |g| quantised_twice(g, false), "quantised twice, with different parameters"),
+    ("the same, in the other order", |g| quantised_twice(g, true), "quantised twice, with different parameters"),
 ];
 
 #[test]

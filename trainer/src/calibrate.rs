@@ -357,14 +357,11 @@ fn observe(graph: &Graph, model: &[u8], taps: &[ValueId], pictures: &[Vec<u8>], 
     for &(cls, _) in &graph.levels {
         range[cls].0 = range[cls].0.max(LOWEST_LOGIT);
     }
-    // The towers are the same for all levels, so a level that found too little to tell has the deltas of all of them.
-    let all =
-        graph.levels.iter().fold((0.0_f32, 0.0_f32), |all, &(_, bbox)| (all.0.min(range[bbox].0), all.1.max(range[bbox].1)));
-    for (level, _) in n_decoded.iter().enumerate().filter(|(_, n)| **n < FEW_DELTAS) {
+    let boxes: Vec<ValueId> = graph.levels.iter().map(|&(_, bbox)| bbox).collect();
+    for level in share_ranges(&mut range, &boxes, &n_decoded) {
         say!(
             "level {level} of the pyramid found next to nothing on these pictures: the boxes have the range of all levels there"
         );
-        range[graph.levels[level].1] = all;
     }
 
     let empty = || -> Vec<Option<Histogram>> { vec![None; graph.values.len()] };
@@ -386,6 +383,17 @@ fn observe(graph: &Graph, model: &[u8], taps: &[ValueId], pictures: &[Vec<u8>], 
         }
     }
     Ok(Observed { root, pixels: graph.pixels, extremes: range, histograms, channels })
+}
+
+/// Gives levels that decoded too few deltas to tell their range that of all levels, as the towers are the same for all of them;
+/// which these are. `boxes` has the box output of each level.
+fn share_ranges(range: &mut [(f32, f32)], boxes: &[ValueId], n_decoded: &[usize]) -> Vec<usize> {
+    let all = boxes.iter().fold((0.0_f32, 0.0_f32), |all, &id| (all.0.min(range[id].0), all.1.max(range[id].1)));
+    let few: Vec<usize> = (0..boxes.len()).filter(|&level| n_decoded[level] < FEW_DELTAS).collect();
+    for &level in &few {
+        range[boxes[level]] = all;
+    }
+    few
 }
 
 /// One output of the network for one picture: values `[C, cells]`.
@@ -474,5 +482,13 @@ mod tests {
             let (low, high) = values.range(method);
             assert!(low < -1.9 && high > 2.9, "{method:?}: {low} to {high}");
         }
+    }
+
+    #[test]
+    fn a_level_without_boxes_has_the_range_of_all() {
+        let mut range = vec![(-9.0, 9.0), (-1.0, 2.0), (-3.0, 0.5), (0.0, 0.0)];
+        let few = share_ranges(&mut range, &[1, 2, 3], &[FEW_DELTAS, 5000, 0]);
+        assert_eq!((few.as_slice(), range[3]), ([2].as_slice(), (-3.0, 2.0)));
+        assert_eq!(range[..3], [(-9.0, 9.0), (-1.0, 2.0), (-3.0, 0.5)]);
     }
 }

@@ -728,6 +728,10 @@ fn wrong_requests_say_what_to_do() {
     let strange = with_names("strange", ["a.png", "b.png"], "zebra");
     let outside = with_names("outside", ["a.png", "../../b.png"], "red");
     let twice = with_names("twice", ["a.png", "a.jpg"], "red");
+    let labelled = dir.path().join("labelled");
+    std::fs::create_dir_all(labelled.join("labels")).unwrap();
+    std::fs::create_dir_all(labelled.join("images")).unwrap();
+    std::fs::write(labelled.join("labels/a.txt"), "0 0.5 0.5 0.1 0.1\n").unwrap();
     for (args, part) in [
         (vec!["fit", "--data", missing.to_str().unwrap(), "--out", run.to_str().unwrap()], "annotations.json"),
         (vec!["fit", "--data", data.to_str().unwrap(), "--out", run.to_str().unwrap(), "--width", "100"], "multiple of 32"),
@@ -754,6 +758,10 @@ fn wrong_requests_say_what_to_do() {
         ),
         (vec!["data", "convert", "--data", outside.to_str().unwrap(), "--to", "yolo", "--out", "/x"], "is outside of"),
         (vec!["data", "convert", "--data", twice.to_str().unwrap(), "--to", "yolo", "--out", "/x"], "share one file of labels"),
+        (
+            vec!["data", "convert", "--data", data.to_str().unwrap(), "--to", "yolo", "--out", labelled.to_str().unwrap()],
+            "which would be replaced",
+        ),
         (vec!["fit", "--data", data.to_str().unwrap(), "--out", run.to_str().unwrap(), "--device", "tpu"], "auto, cpu or cuda"),
         (
             vec!["fit", "--data", data.to_str().unwrap(), "--out", run.to_str().unwrap(), "--init", "/nonexistent.safetensors"],
@@ -860,14 +868,14 @@ fn a_table_of_variants_is_run_once() {
         [[variants]]\nname = 'ohem'\ncells = ['OHEM']\nset = { loss = { kind = 'ohem', batch = 16, ratio = 3 } }\n\
         [[variants]]\nname = 'high'\ncells = ['high rate']\nset = { lr = 1e38 }\n";
     std::fs::write(&table, text).unwrap();
-    let ablate = |more: &[&str]| {
+    let ablate = |val_every: &str, more: &[&str]| {
         let mut command = program();
-        command.args(["ablate", "--seeds", "1", "--iterations", "8", "--batch", "4", "--val-every", "4", "--threads", "1"]);
+        command.args(["ablate", "--seeds", "1", "--iterations", "8", "--batch", "4", "--threads", "1", "--val-every", val_every]);
         command.args(["--device", "cpu", "--backbone", "edgelite", "--width-channels", "16", "--head-depth", "1"]);
         command.args(["--width", "96", "--height", "64"]).arg("--table").arg(&table).arg("--out").arg(&out);
         command.arg("--data").arg(&data).arg("--val").arg(&data).args(more).output().unwrap()
     };
-    assert_done(&ablate(&[]));
+    assert_done(&ablate("4", &[]));
     let markdown = std::fs::read_to_string(out.join("small.md")).unwrap();
     assert!(
         markdown.contains("| high rate | - | - | - | **diverged** at step ") && markdown.contains("6 pictures"),
@@ -875,12 +883,18 @@ fn a_table_of_variants_is_run_once() {
     );
     assert!(out.join("small.png").exists() && out.join("ohem-s1/weights.safetensors").exists());
     let written = std::fs::metadata(out.join("focal-s1/weights.safetensors")).unwrap().modified().unwrap();
-    let again = ablate(&[]);
+    let again = ablate("4", &[]);
     assert_done(&again);
     assert!(!stderr(&again).contains("focal-s1"), "a run that is done was started again: {}", stderr(&again));
     assert_eq!(std::fs::metadata(out.join("focal-s1/weights.safetensors")).unwrap().modified().unwrap(), written);
     figures_of_a_run(&out.join("focal-s1"), &data, dir.path());
-    let other = ablate(&["--lr", "0.01"]);
+    // Other validation pictures: the same weights, measured anew.
+    let on_others = ablate("3", &[]);
+    assert_done(&on_others);
+    assert!(stderr(&on_others).contains("focal-s1: measured anew"), "{}", stderr(&on_others));
+    assert!(std::fs::read_to_string(out.join("small.md")).unwrap().contains("8 pictures"));
+    assert_eq!(std::fs::metadata(out.join("focal-s1/weights.safetensors")).unwrap().modified().unwrap(), written);
+    let other = ablate("3", &["--lr", "0.01"]);
     assert_eq!(other.status.code(), Some(2), "{}", stderr(&other));
     assert!(stderr(&other).contains("other settings"), "{}", stderr(&other));
 }

@@ -73,16 +73,19 @@ fn warn_of_strays(dir: &Path, labels: &Path, n_pictures: usize, used: &HashSet<P
         let n_without = n_pictures - used.len();
         say!("{}: {n_without} of {n_pictures} pictures have no file of labels, so nothing to find", dir.display());
     }
-    let is_names = |name: &str| NAME_FILES.iter().any(|names| Path::new(name).file_name().is_some_and(|file| file == *names));
-    let stray: Vec<String> = crate::files::list_files(labels, &["txt"])?
-        .into_iter()
-        .filter(|name| !is_names(name) && !used.contains(&labels.join(name)))
-        .collect();
+    let stray = strays(labels, used)?;
     if let Some(first) = stray.first() {
         let (dir, n) = (dir.display(), stray.len());
         say!("warning: {dir}: {n} files of labels have no picture that is read (JPEG, PNG or WebP), {first} for one");
     }
     Ok(())
+}
+
+/// Files of labels below `labels` that are not `used`, but for those that name the classes.
+fn strays(labels: &Path, used: &HashSet<PathBuf>) -> Result<Vec<String>> {
+    let is_names = |name: &str| NAME_FILES.iter().any(|names| Path::new(name).file_name().is_some_and(|file| file == *names));
+    let all = crate::files::list_files(labels, &["txt"])?;
+    Ok(all.into_iter().filter(|name| !is_names(name) && !used.contains(&labels.join(name))).collect())
 }
 
 fn bounds(points: &[f64]) -> [f64; 4] {
@@ -233,5 +236,16 @@ mod tests {
             let error = format!("{:#}", read(&pictures).unwrap_err());
             assert!(error.contains("a.txt:2") && error.contains(part), "{error}");
         }
+    }
+
+    #[test]
+    fn labels_without_a_picture_are_named() {
+        let dir = tempfile::tempdir().unwrap();
+        for name in ["a.txt", "more/b.txt", "c.txt", "classes.txt"] {
+            std::fs::create_dir_all(dir.path().join("more")).unwrap();
+            std::fs::write(dir.path().join(name), "").unwrap();
+        }
+        let used = HashSet::from([dir.path().join("a.txt")]);
+        assert_eq!(strays(dir.path(), &used).unwrap(), ["c.txt", "more/b.txt"]);
     }
 }

@@ -35,7 +35,7 @@ pub(crate) struct Args {
     /// Pictures: JPEG, PNG or WebP.
     #[arg(required = true, value_name = "IMAGE")]
     images: Vec<PathBuf>,
-    /// Write the pictures with boxes, class names and scores drawn on them into this folder, under their own names.
+    /// Write the pictures with boxes, class names and scores drawn on them into this folder, under their own names, WebP as PNG.
     #[arg(long, value_name = "DIR")]
     out: Option<PathBuf>,
     /// Write the detections as JSON lines (`-` = stdout).

@@ -81,7 +81,8 @@ pub(crate) struct Settings {
     #[arg(long)]
     teacher: Option<PathBuf>,
     /// Train with quantisation, from the weights and settings of this float run: the arithmetic is that of the integer kernels.
-    /// --data, --val, --pseudo, --iterations, --batch, --lr, --seed, --mosaic, --checkpoint-every and --eval-every change its settings.
+    /// --data, --val, --pseudo, --iterations, --warmup, --batch, --lr, --seed, --mosaic, --checkpoint-every and --eval-every
+    /// change its settings.
     #[arg(long, value_name = "RUN", conflicts_with_all = ["config", "init", "preset", "teacher", "backbone", "backbone_norm",
         "width_channels", "head_width", "head_norm", "pyramid", "pyramid_norm", "stride_in_1x1", "blocks", "scales", "ratios", "head_depth",
         "width", "height", "classes", "backbone_lr", "rule", "schedule", "loss", "prior", "box_loss", "leak_share"])]

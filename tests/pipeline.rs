@@ -799,7 +799,11 @@ fn detections_go_into_a_named_pipe() {
         move || std::fs::read_to_string(pipe).unwrap()
     });
     let source = "test://?width=64&height=48&frames=5";
-    expect(&["run", "--model", &model, "--source", source, "--detections", pipe.to_str().unwrap()], 0, &["5 inferred"]);
+    expect(
+        &["run", "--model", &model, "--source", source, "--detections", pipe.to_str().unwrap()],
+        0,
+        &["is a pipe", "5 inferred"],
+    );
     assert_eq!(reader.join().unwrap().lines().count(), 5);
 }
 
@@ -920,7 +924,30 @@ fn wrong_requests_are_explained() {
     expect(&["eval", "--model", "m", "--data", data, "--json", &labels], 2, &["annotations.json would be overwritten"]);
     let network = file("net.onnx", "a network");
     expect(&["bench", "--model-only", &network, "--json", &network], 2, &["net.onnx would be overwritten"]);
+    let model = folder.path().join("model");
+    std::fs::create_dir(&model).unwrap();
+    let manifest = written(&model, "manifest.toml", "schema = 1");
+    let model = model.to_str().unwrap();
+    for arguments in [
+        &["inspect", model, "--json", &manifest][..],
+        &["bench", "--model-only", model, "--json", &manifest],
+        &["eval", "--model", model, "--data", data, "--json", &manifest],
+        &["detect", "--model", model, "--json", &manifest, &picture],
+        &["run", "--source", "test://", "--model", model, "--report", &manifest],
+    ] {
+        expect(arguments, 2, &["manifest.toml would be overwritten"]);
+    }
+    let launch = format!("launch:filesrc location={video} ! decodebin");
+    expect(&["run", "--source", &launch, "--sink", &video], 2, &["video.mp4 would be overwritten"]);
+    let of_itself = file("itself.toml", "[source]\nuri = 'test://'\n[output]\nreport = 'itself.toml'");
+    expect(&["run", &of_itself], 2, &["itself.toml would be overwritten"]);
+    expect(&["check", &of_itself], 2, &["itself.toml would be overwritten"]);
     assert!(std::fs::read_to_string(&own).unwrap().contains("test://"), "what is read stays as it is");
+    expect(
+        &["run", "--source", "v4l2:///dev/video99", "--reconnect", "1"],
+        2,
+        &["/dev/video99: not there yet; waiting for it for 1 s", "/dev/video99 does not exist"],
+    );
     for url in [
         "ftp://me:canary@host/x",
         "ftp://me:canary#1@host/x",

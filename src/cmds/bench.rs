@@ -101,8 +101,7 @@ impl Args {
             None => write_stdout(&table(&outcome.report, spec.detector.threads == 1)),
         };
         run::name_files(&spec, &outcome, written.is_ok());
-        run::result_of(outcome)?;
-        written
+        run::first_failure(run::result_of(outcome), written)
     }
 }
 

@@ -2,7 +2,7 @@
 
 use super::Failure;
 use super::model_file::{Loaded, ModelFile};
-use super::output::{ResultFile, keep_apart, write_report};
+use super::output::{ResultFile, keep_apart, model_files, write_report};
 use anyhow::Context;
 use fovea::executor::{LayerInfo, LoadOptions};
 use fovea::kernels::Kernels;
@@ -89,7 +89,7 @@ struct OpTime {
 
 /// Measures the network.
 pub(crate) fn run(args: &ModelArgs) -> Result<(), Failure> {
-    keep_apart([args.model.as_path()], args.json.as_deref()).map_err(Failure::request)?;
+    keep_apart(model_files(&args.model).iter().map(PathBuf::as_path), args.json.as_deref()).map_err(Failure::request)?;
     let json = args.json.as_deref().map(ResultFile::open).transpose()?;
     let threads = match args.threads {
         0 => std::thread::available_parallelism().map_or(1, usize::from),

@@ -1,5 +1,6 @@
 //! `fovea check`: a pipeline file and what it names, looked at without running it.
 
+use super::output::keep_apart;
 use super::{Failure, run};
 use anyhow::anyhow;
 use fovea::frame::{Roi, Rotation, View};
@@ -57,7 +58,8 @@ impl Args {
                 },
             ));
         }
-        if let Err(error) = run::keep_files_apart(&spec) {
+        let apart = run::keep_files_apart(&spec).and_then(|()| keep_apart([self.pipeline.as_path()], run::output_files(&spec)));
+        if let Err(error) = apart {
             findings.push(("files", Finding::Bad(error)));
         }
         let mut out = std::io::stdout().lock();

@@ -2,7 +2,7 @@
 
 use super::Failure;
 use super::annotated::Annotated;
-use super::output::{ResultFile, keep_apart, write_results, write_stdout};
+use super::output::{ResultFile, keep_apart, model_files, write_results, write_stdout};
 use super::postprocess_args::PostprocessArgs;
 use super::view_args::ViewArgs;
 use fovea::detection::Detection;
@@ -11,6 +11,7 @@ use fovea::images::{self, RgbPicture};
 use fovea::pipeline::detections::Objects;
 use fovea::pipeline::detector::{Detector, DetectorOptions, hex};
 use fovea::pipeline::ports::DetectError;
+use fovea::pipeline::runner::StopSignal;
 use fovea::postprocess::PostprocessOptions;
 use serde::Serialize;
 use sha2::{Digest, Sha256};
@@ -78,7 +79,8 @@ impl Args {
                 anyhow::anyhow!("there is no file {path}; name pictures (JPEG, PNG, WebP)")
             }));
         }
-        keep_apart(self.images.iter().map(PathBuf::as_path), self.json.as_deref()).map_err(Failure::request)?;
+        let read = [self.images.as_slice(), &model_files(&self.model)].concat();
+        keep_apart(read.iter().map(PathBuf::as_path), self.json.as_deref()).map_err(Failure::request)?;
         let json = self.json.as_deref().map(ResultFile::open).transpose()?;
         let mut annotated = self.out.map(|folder| Annotated::open(folder, &self.images)).transpose()?;
         let postprocess = self.postprocess.over(PostprocessOptions::default());
@@ -87,7 +89,14 @@ impl Args {
         let mut detector = Detector::open(&self.model, &options).map_err(Failure::request)?;
         let mut results = Results::default();
         let (mut n_unread, mut failure) = (0, None);
-        for path in &self.images {
+        let stop = StopSignal::default();
+        super::run::handle_signals(&stop)?;
+        for (n_done, path) in self.images.iter().enumerate() {
+            if stop.is_stopped() {
+                let n_all = self.images.len();
+                failure = Some(Failure::failed(anyhow::anyhow!("stopped after {n_done} of {n_all} pictures; those are written")));
+                break;
+            }
             let mut picture = match images::open(path) {
                 Ok(picture) => picture,
                 Err(error) => {

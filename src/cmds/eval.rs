@@ -1,7 +1,7 @@
 //! `fovea eval`: COCO metrics of a model on a labelled data set.
 
 use super::Failure;
-use super::output::{ResultFile, keep_apart, write_report};
+use super::output::{ResultFile, keep_apart, model_files, write_report};
 use super::postprocess_args::PostprocessArgs;
 use super::view_args::ViewArgs;
 use fovea::eval::{Counts, EvalReport};
@@ -55,7 +55,8 @@ pub(crate) struct Args {
 
 impl Args {
     pub(crate) fn run(self) -> Result<(), Failure> {
-        let read = [self.data.join("annotations.json"), self.model.join("manifest.toml")];
+        let mut read = model_files(&self.model);
+        read.push(self.data.join("annotations.json"));
         keep_apart(read.iter().map(PathBuf::as_path), self.json.as_deref()).map_err(Failure::request)?;
         let json = self.json.as_deref().map(ResultFile::open).transpose()?;
         let options = EvaluateOptions {

@@ -3,7 +3,7 @@
 use super::Failure;
 use super::layers::{self, Layer};
 use super::model_file::ModelFile;
-use super::output::{ResultFile, keep_apart, write_report};
+use super::output::{ResultFile, keep_apart, model_files, write_report};
 use fovea::executor::{Network, OpCount, OutputInfo};
 use fovea::quant::QuantParams;
 use serde::Serialize;
@@ -90,8 +90,9 @@ impl Tensor {
 
 impl Args {
     pub(crate) fn run(self) -> Result<(), Failure> {
+        let read = model_files(&self.model);
         let written = [&self.json, &self.dot].into_iter().flatten().map(PathBuf::as_path);
-        keep_apart([self.model.as_path()], written).map_err(Failure::request)?;
+        keep_apart(read.iter().map(PathBuf::as_path), written).map_err(Failure::request)?;
         let json = self.json.as_deref().map(ResultFile::open).transpose()?;
         let dot = self.dot.as_deref().map(ResultFile::open).transpose()?;
         let is_stdout = |file: &Option<ResultFile>| file.as_ref().is_some_and(ResultFile::is_stdout);

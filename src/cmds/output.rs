@@ -4,7 +4,7 @@ use super::Failure;
 use anyhow::Context;
 use fovea::pipeline::detections::Output;
 use serde::Serialize;
-use std::ffi::OsString;
+use std::ffi::{OsStr, OsString};
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Write};
 use std::path::{Component, Path, PathBuf};
@@ -75,6 +75,18 @@ pub(crate) fn keep_apart<'a>(
         taken.push(place);
     }
     Ok(())
+}
+
+/// What belongs to a model: the files that its folder has for it, or the network alone.
+pub(crate) fn model_files(model: &Path) -> Vec<PathBuf> {
+    let is_of_model = |path: &PathBuf| {
+        let is_text = matches!(path.file_name().and_then(OsStr::to_str), Some("labels.txt" | "golden.json" | "README.md"));
+        let extension = path.extension().and_then(OsStr::to_str);
+        path.is_file() && (is_text || matches!(extension, Some("toml" | "onnx" | "safetensors")))
+    };
+    let entries = fs::read_dir(model).into_iter().flatten().flatten();
+    let files: Vec<PathBuf> = entries.map(|entry| entry.path()).filter(is_of_model).collect();
+    if files.is_empty() { vec![model.to_owned()] } else { files }
 }
 
 /// Where a path leads, whether or not it is there: its folders may be yet to be made.

@@ -1,7 +1,7 @@
 //! `fovea run`: a stream from its source through the network to an annotated video.
 
 use super::Failure;
-use super::output::{ResultFile, keep_apart};
+use super::output::{ResultFile, keep_apart, model_files};
 use super::postprocess_args::PostprocessArgs;
 use super::view_args::ViewArgs;
 use anyhow::anyhow;
@@ -52,7 +52,7 @@ pub(crate) struct Args {
     #[arg(long)]
     pace: Option<PaceArg>,
     /// For how long a live source that was lost is tried again, 0: not at all [default: 60 for network streams but http, else 0].
-    /// Where it is given, a network stream that does not answer at the start is waited for as well.
+    /// Where it is given, a network stream that does not answer, or a USB camera that is not there, is waited for at the start too.
     #[arg(long, value_name = "SECONDS", value_parser = clap::value_parser!(u64).range(..=86_400))]
     reconnect: Option<u64>,
     /// Stop after so many frames went through the network.
@@ -156,13 +156,13 @@ impl Args {
         let written = report_file.map_or(Ok(()), |output| write_report(&outcome.report, &output));
         summarise(&outcome);
         name_files(&spec, &outcome, written.is_ok());
-        result_of(outcome)?;
-        written
+        first_failure(result_of(outcome), written)
     }
 }
 
 /// Runs a pipeline with progress on stderr and Ctrl-C handled.
 pub(super) fn execute(spec: &PipelineSpec) -> Result<Outcome, Failure> {
+    wait_for_camera(&spec.source);
     probe::source(&spec.source).map_err(Failure::request)?;
     keep_files_apart(spec).map_err(Failure::request)?;
     if spec.source.reconnect.is_some_and(|limit| !limit.is_zero()) && !spec.source.may_be_live() {
@@ -178,13 +178,13 @@ pub(super) fn execute(spec: &PipelineSpec) -> Result<Outcome, Failure> {
     }
     let source = super::media::open_source(&spec.source)?;
     let (sink, annotator) = open_sink(spec)?;
-    let stream = Stream {
-        source,
-        detector: Box::new(detector),
-        annotator,
-        sink,
-        detections: spec.detections.clone().map(DetectionsWriter::new),
-    };
+    let mut detections = spec.detections.clone().map(DetectionsWriter::new);
+    if let (Some(writer), Some(output)) = (&mut detections, spec.detections.as_ref().filter(|output| output.is_pipe())) {
+        // Before signals are caught: nothing is open yet, and one ends the program as usual.
+        say!("{output} is a pipe: waiting until somebody reads it");
+        writer.start().map_err(Failure::request)?;
+    }
+    let stream = Stream { source, detector: Box::new(detector), annotator, sink, detections };
     let options = RunOptions {
         name: spec.name.clone(),
         pace: spec.pace,
@@ -201,8 +201,25 @@ pub(super) fn execute(spec: &PipelineSpec) -> Result<Outcome, Failure> {
     Ok(outcome)
 }
 
+/// How often a device is looked for that is not there yet.
+const DEVICE_TICK: Duration = Duration::from_millis(500);
+
+/// Waits for the device of a camera that is to be waited for: at boot it may come after this program. Nothing is open yet, so a
+/// signal ends the program as usual.
+fn wait_for_camera(spec: &SourceSpec) {
+    let Some((device, limit)) = spec.awaited_device().filter(|(device, _)| !device.exists()) else { return };
+    say!("{}: not there yet; waiting for it for {} s", device.display(), limit.as_secs());
+    let mut waited = Duration::ZERO;
+    while waited < limit && !device.exists() {
+        std::thread::sleep(DEVICE_TICK);
+        waited += DEVICE_TICK;
+    }
+    // Its group and rights are set a moment after it appears.
+    std::thread::sleep(DEVICE_TICK);
+}
+
 /// The first signal finalises files, the second leaves at once.
-fn handle_signals(stop: &StopSignal) -> Result<(), Failure> {
+pub(super) fn handle_signals(stop: &StopSignal) -> Result<(), Failure> {
     let stop = stop.clone();
     let handler = move || {
         if stop.is_stopped() {
@@ -260,8 +277,20 @@ pub(super) fn keep_files_apart(spec: &PipelineSpec) -> anyhow::Result<()> {
     {
         return Err(anyhow!("{sink} would take the place of the stream that is read: publish under another path"));
     }
-    let source = if let SourceKind::File(path) = &spec.source.kind { Some(path.as_path()) } else { None };
-    keep_apart(source, output_files(spec))
+    let mut read = match &spec.source.kind {
+        SourceKind::File(path) => vec![path.clone()],
+        // Of a text, what looks like a file that is read or written there.
+        SourceKind::Launch(text) => {
+            text.split_whitespace().filter_map(|word| word.strip_prefix("location=")).map(unquoted).collect()
+        }
+        _ => Vec::new(),
+    };
+    read.extend(model_dir(spec.model_dir.as_deref()).map(|dir| model_files(&dir)).unwrap_or_default());
+    keep_apart(read.iter().map(PathBuf::as_path), output_files(spec))
+}
+
+fn unquoted(word: &str) -> PathBuf {
+    PathBuf::from(word.trim_matches(['"', '\'']))
 }
 
 /// A sink, and what draws on its pictures.
@@ -292,6 +321,14 @@ pub(super) fn result_of(outcome: Outcome) -> Result<(), Failure> {
         Some(error) if error.is_request() => Err(Failure::request(error)),
         Some(error) => Err(Failure::failed(error)),
     }
+}
+
+/// What failed first; what failed after it is said at once.
+pub(super) fn first_failure(run: Result<(), Failure>, written: Result<(), Failure>) -> Result<(), Failure> {
+    if let (Err(_), Err(report)) = (&run, &written) {
+        say!("error: {:#}", report.error);
+    }
+    run.and(written)
 }
 
 /// Writes a report; a folder was made and checked before.
@@ -337,7 +374,9 @@ pub(super) fn name_files(spec: &PipelineSpec, outcome: &Outcome, has_report: boo
     for path in output_files(spec) {
         let is_report = matches!(&spec.report, Some(Output::File(report)) if report == path);
         // What an earlier run left is not of this one.
-        let is_ours = if is_report { has_report } else { outcome.info.is_some() };
+        let is_video = matches!(&spec.sink, SinkSpec::File { path: video, .. } if video == path);
+        let has_frames = outcome.report.streams.first().is_some_and(|stream| stream.frames.inferred > 0);
+        let is_ours = if is_report { has_report } else { outcome.info.is_some() && (has_frames || !is_video) };
         if is_ours && path.exists() {
             say!("wrote {}", path.display());
         }

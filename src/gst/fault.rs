@@ -34,6 +34,7 @@ impl Scrubber {
 /// URLs of a pipeline text, and what it gives for users and passwords, as URLs that hide them.
 fn secrets_of_launch(text: &str) -> Vec<SecretUrl> {
     let mut secrets = Vec::new();
+    let text = without_spaces_around_equals(text);
     for word in text.split_whitespace() {
         let Some((key, value)) = word.split_once('=') else { continue };
         let value = value.trim_matches(['"', '\'']);
@@ -44,6 +45,13 @@ fn secrets_of_launch(text: &str) -> Vec<SecretUrl> {
         }
     }
     secrets
+}
+
+/// `key = value` as `key=value`.
+fn without_spaces_around_equals(text: &str) -> String {
+    let mut parts = text.split('=');
+    let first = parts.next().unwrap_or_default().to_owned();
+    parts.fold(first, |joined, part| format!("{}={}", joined.trim_end(), part.trim_start()))
 }
 
 /// `text` with user and password of every URL in it hidden.
@@ -84,19 +92,24 @@ impl Report<'_> {
         said(&self.error, self.debug.as_deref())
     }
 
+    /// Whether a server refuses user and password.
+    pub(super) fn is_unauthorized(&self, scrubber: &Scrubber) -> bool {
+        is_unauthorized(&self.error, &scrubber.scrub(&self.said()))
+    }
+
     /// decodebin calls a decoder missing when none leads to video, be it that there is only sound.
     fn has_only_sound(&self, said: &str) -> bool {
         self.is_missing_plugin() && self.missing.is_empty() && said.contains("(audio/") && !said.contains("(video/")
     }
 
     fn is_missing_plugin(&self) -> bool {
-        !self.missing.is_empty()
+        missing_video(self.missing).is_some()
             || self.error.matches(gst::CoreError::MissingPlugin)
             || self.error.matches(gst::StreamError::CodecNotFound)
     }
 
     fn missing_plugin(&self, said: &str) -> String {
-        let Some((description, detail)) = self.missing.first() else {
+        let Some((description, detail)) = missing_video(self.missing).or(self.missing.first()) else {
             return format!(
                 "a plugin of GStreamer is missing ({said}); install the usual ones: sudo apt install gstreamer1.0-plugins-good \
                  gstreamer1.0-plugins-bad gstreamer1.0-libav"
@@ -105,6 +118,12 @@ impl Report<'_> {
         let package = elements::package_for_codec(description, detail);
         format!("GStreamer has no plugin for it (missing: {description}); install it: sudo apt install {package}")
     }
+}
+
+/// The first decoder of pictures among those that were not found. One for data beside them, such as the metadata of security
+/// cameras, is not missed.
+pub(super) fn missing_video(missing: &[(String, String)]) -> Option<&(String, String)> {
+    missing.iter().find(|(_, detail)| detail.contains("video/") || detail.contains("image/"))
 }
 
 /// The text of a message, and of its debug text what the system or the peer said: not the lines that name GStreamer's
@@ -289,6 +308,10 @@ mod tests {
     #[test]
     fn secrets_of_pipeline_texts() {
         let text = "rtspsrc location=rtsp://h/1?token=canary1 user-id=\"admin\" user-pw=canary2 ! decodebin";
+        let apart = "souphttpsrc location = http://h/1?token=canary1 user-id =admin user-pw= 'canary2' ! decodebin";
+        let scrubber = Scrubber::new(&SourceSpec::new(SourceKind::Launch(apart.into())));
+        let scrubbed = scrubber.scrub("canary1, admin and canary2 for http://h/1?token=canary1");
+        assert!(!scrubbed.contains("canary") && !scrubbed.contains("admin"), "{scrubbed}");
         let scrubber = Scrubber::new(&SourceSpec::new(SourceKind::Launch(text.into())));
         let scrubbed = scrubber.scrub("could not set canary1 as admin, canary2\n in rtsp://h/1?token=canary1");
         assert!(!scrubbed.contains("canary") && !scrubbed.contains("admin") && !scrubbed.contains('\n'), "{scrubbed}");
@@ -358,7 +381,13 @@ mod tests {
 
     #[test]
     fn missing_decoders_name_the_package() {
-        let missing = [("H.265 decoder".to_owned(), "video/x-h265".to_owned())];
+        let data = ("metadata decoder".to_owned(), "application/x-onvif-metadata".to_owned());
+        let refused = glib::Error::new(gst::ResourceError::NotAuthorized, "Unauthorized");
+        let report = Report { error: refused, debug: None, element: "source".into(), missing: std::slice::from_ref(&data) };
+        let url = SourceSpec::new(SourceKind::Url(SecretUrl::new("rtsp://cam/1".into())));
+        let text = source_error(&url, &Scrubber::default(), &report).to_string();
+        assert!(text.contains("password") && report.is_unauthorized(&Scrubber::default()), "{text}");
+        let missing = [data, ("H.265 decoder".to_owned(), "video/x-h265".to_owned())];
         let error = glib::Error::new(gst::StreamError::CodecNotFound, "Your GStreamer installation is missing a plug-in.");
         let report = Report { error, debug: None, element: "decodebin".into(), missing: &missing };
         let spec = SourceSpec::new(SourceKind::File("a.mp4".into()));

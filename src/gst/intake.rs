@@ -5,7 +5,7 @@
 //! name, so that the ledger adds up whatever elements lie between.
 
 use super::caps::Layout;
-use crate::frame::{Frame, FrameId, FrameMemory, PlaneRef, Stamps};
+use crate::frame::{Frame, FrameId, FrameMemory, MAX_SIDE, PictureError, PlaneRef, Stamps};
 use crate::pipeline::ports::{DropCause, Inlet, SourceError};
 use gstreamer as gst;
 use gstreamer::prelude::*;
@@ -40,6 +40,8 @@ struct Flow {
     next_id: u64,
     layout: Option<(gst::Caps, Layout)>,
     stream_end: Option<gst::ClockTime>,
+    /// When the first frame was captured.
+    began_at: Option<Duration>,
     /// PTS of the last frame that arrived, and when it was captured.
     last: Option<(Duration, Duration)>,
     /// The pipeline is another one: its times begin anew.
@@ -63,6 +65,8 @@ pub(super) struct Intake {
     inlet: Arc<dyn Inlet>,
     /// Frames wait in the appsink for their time: they count as captured when they leave it.
     is_paced: bool,
+    /// A frame without a time has that of its arrival: cameras that send JPEG over HTTP state none.
+    is_timed: bool,
     flow: Mutex<Flow>,
     news: Mutex<News>,
     has_news: Condvar,
@@ -75,11 +79,12 @@ pub(super) struct Intake {
 }
 
 impl Intake {
-    /// An intake that hands over to `inlet`.
-    pub(super) fn new(inlet: Arc<dyn Inlet>, is_paced: bool) -> Self {
+    /// An intake that hands over to `inlet`. `is_paced`, `is_timed`: frames wait for their time, and have one in any case.
+    pub(super) fn new(inlet: Arc<dyn Inlet>, is_paced: bool, is_timed: bool) -> Self {
         Self {
             inlet,
             is_paced,
+            is_timed,
             flow: Mutex::new(Flow { pending: VecDeque::with_capacity(USUAL_PENDING), ..Flow::default() }),
             news: Mutex::default(),
             has_news: Condvar::new(),
@@ -123,7 +128,10 @@ impl Intake {
     pub(super) fn on_caps(&self, caps: &gst::CapsRef) {
         let Some(layout) = Layout::from_caps(caps) else { return };
         let mut news = lock(&self.news);
-        if news.layout.is_none() {
+        if let Err(error) = check_size(layout.size) {
+            news.failure.get_or_insert(SourceError::Request(error.to_string()));
+            self.has_news.notify_all();
+        } else if news.layout.is_none() {
             news.layout = Some(layout);
             self.has_news.notify_all();
         }
@@ -146,9 +154,11 @@ impl Intake {
         let running_time = buffer.pts().and_then(|pts| segment.and_then(|segment| segment.to_running_time(pts))).or(stream_time);
         flow.stream_end = stream_time.map(|pts| pts + buffer.duration().unwrap_or_default()).or(flow.stream_end);
         let captured_at = pending.filter(|_| !self.is_paced).map_or_else(|| self.inlet.now(), |pending| pending.captured_at);
+        let since_first = captured_at.saturating_sub(*flow.began_at.get_or_insert(captured_at));
+        let time = running_time.map(Duration::from).or_else(|| self.is_timed.then_some(since_first));
         let stamps = Stamps {
             id: pending.map_or(FrameId(flow.next_id), |pending| pending.id),
-            pts: running_time.map(|time| flow.go_on(time.into(), captured_at)),
+            pts: time.map(|time| flow.go_on(time, captured_at)),
             duration: buffer.duration().map(Duration::from),
             captured_at,
         };
@@ -320,6 +330,11 @@ impl FrameMemory for MappedFrame {
 fn frame_of(buffer: gst::Buffer, layout: &Layout, stamps: Stamps) -> Option<Frame> {
     let mapped = VideoFrame::from_buffer_readable(buffer, &layout.info).ok()?;
     Frame::new(Box::new(MappedFrame(mapped)), layout.format, layout.size, layout.color, stamps).ok()
+}
+
+fn check_size((width, height): (usize, usize)) -> Result<(), PictureError> {
+    let fits = |side| (1..=MAX_SIDE).contains(&side);
+    if fits(width) && fits(height) { Ok(()) } else { Err(PictureError::Size { width, height }) }
 }
 
 pub(super) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {

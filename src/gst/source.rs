@@ -6,7 +6,7 @@
 
 use super::caps::{self, Layout};
 use super::elements;
-use super::fault::{Report, Scrubber, said, source_error};
+use super::fault::{Report, Scrubber, missing_video, said, source_error};
 use super::intake::{Intake, MEMORY_REMEDY, lock};
 use super::{shut_down, whole};
 use crate::pipeline::clock::Stopwatch;
@@ -18,7 +18,13 @@ use gstreamer::glib;
 use gstreamer::prelude::*;
 use gstreamer_app as gst_app;
 use gstreamer_video as gst_video;
+use nix::libc::O_NONBLOCK;
+use std::fs::File;
 use std::hash::{BuildHasher, Hasher};
+use std::io;
+use std::os::fd::{AsRawFd, RawFd};
+use std::os::unix::fs::{FileTypeExt, OpenOptionsExt};
+use std::path::Path;
 use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
 use std::time::Duration;
@@ -108,7 +114,7 @@ const fn elements_of(kind: &SourceKind) -> &'static [&'static str] {
 impl FrameSource for PipelineSource {
     fn start(&mut self, inlet: Arc<dyn Inlet>) -> Result<StreamInfo, SourceError> {
         self.stop();
-        let intake = Arc::new(Intake::new(inlet, self.spec.sync));
+        let intake = Arc::new(Intake::new(inlet, self.spec.sync, self.spec.sync || self.spec.is_live()));
         let scrubber = Scrubber::new(&self.spec);
         let pipeline = build(&self.spec, &scrubber, &intake)?;
         let current = Arc::new(Mutex::new(pipeline.clone()));
@@ -121,6 +127,7 @@ impl FrameSource for PipelineSource {
             intake: Arc::clone(&intake),
             missing: Vec::new(),
             is_closed_by_server: false,
+            is_unauthorized: false,
             stated: None,
         };
         let watcher = std::thread::Builder::new().name("source-bus".into()).spawn(move || watch.run());
@@ -207,9 +214,15 @@ fn build(spec: &SourceSpec, scrubber: &Scrubber, intake: &Arc<Intake>) -> Result
     let tail = [&convert, sink.upcast_ref()];
     match &spec.kind {
         SourceKind::File(path) => {
+            let pipe = Pipe::of(path).map_err(|error| request(error.to_string()))?;
             let absolute = std::path::absolute(path).map_err(|error| request(error.to_string()))?;
             let uri = glib::filename_to_uri(&absolute, None).map_err(|error| request(error.to_string()))?;
+            let uri = pipe.as_ref().map_or_else(|| uri.to_string(), Pipe::uri);
             let decoder = uri_decoder(&uri, spec, intake).map_err(request)?;
+            if let Some(pipe) = pipe {
+                // Open as long as the decoder is there.
+                decoder.connect_pad_removed(move |_, _| _ = &pipe);
+            }
             assemble(&pipeline, &[&decoder], &tail).map_err(request)?;
             link_when_decoded(&decoder, &convert, intake);
         }
@@ -254,6 +267,37 @@ fn build(spec: &SourceSpec, scrubber: &Scrubber, intake: &Arc<Intake>) -> Result
         SourceKind::Launch(_) | SourceKind::Images { .. } => return Err(request("not a source of this kind".into())),
     }
     Ok(pipeline)
+}
+
+/// A pipe that is read: opened once, as `filesrc` opens a file twice, and between the two who writes to it is left alone.
+enum Pipe {
+    /// One that this process was given.
+    Inherited(RawFd),
+    /// One with a name. Who reads waits until somebody writes.
+    Named(File),
+}
+
+impl Pipe {
+    /// `None` where `path` is no pipe.
+    fn of(path: &Path) -> io::Result<Option<Self>> {
+        if !std::fs::metadata(path)?.file_type().is_fifo() {
+            return Ok(None);
+        }
+        let given = ["/dev/fd", "/proc/self/fd"].iter().find_map(|folder| path.strip_prefix(folder).ok()?.to_str()?.parse().ok());
+        let given = if path == Path::new("/dev/stdin") { Some(0) } else { given };
+        if let Some(fd) = given {
+            return Ok(Some(Self::Inherited(fd)));
+        }
+        let open = File::options().read(true).custom_flags(O_NONBLOCK).open(path)?;
+        Ok(Some(Self::Named(open)))
+    }
+
+    fn uri(&self) -> String {
+        match self {
+            Self::Inherited(fd) => format!("fd://{fd}"),
+            Self::Named(file) => format!("fd://{}", file.as_raw_fd()),
+        }
+    }
 }
 
 /// The end of every pipeline. With `sync`, frames leave it at the pace of their PTS.
@@ -579,6 +623,8 @@ struct Watch {
     intake: Arc<Intake>,
     missing: Vec<(String, String)>,
     is_closed_by_server: bool,
+    /// User or password were refused.
+    is_unauthorized: bool,
     /// How long a file says it is, asked once its first frame is on its way.
     stated: Option<gst::ClockTime>,
 }
@@ -627,6 +673,10 @@ impl Watch {
                     }
                     _ => {}
                 }
+                if self.intake.has_layout() {
+                    // What could not be decoded is no part of the picture: data beside it, sound.
+                    self.missing.clear();
+                }
                 if self.stated.is_none() && matches!(self.spec.kind, SourceKind::File(_)) && self.intake.has_layout() {
                     self.stated = self.pipeline.query_duration();
                 }
@@ -655,13 +705,17 @@ impl Watch {
         None
     }
 
-    /// A stream from outside that gave frames, or one that is waited for. What a server refuses is wrong at the start (tries with
-    /// a wrong password may lock a camera), and so is what this machine cannot decode.
+    /// A stream from outside that gave frames, or one that is waited for. What a server refuses is wrong at the start, and so is
+    /// what this machine cannot decode. A password that is refused ends it at any time: tries with a wrong one may lock a camera.
     fn can_reconnect(&self, error: &SourceError) -> bool {
-        let is_silent = !self.intake.has_layout() && self.missing.is_empty() && matches!(error, SourceError::Stream(_));
+        let can_decode = missing_video(&self.missing).is_none();
+        let is_silent = !self.intake.has_layout() && can_decode && matches!(error, SourceError::Stream(_));
         let is_waited_for = || self.spec.start_limit().is_some() && is_silent;
         let limit = self.spec.reconnect_limit();
-        !limit.is_zero() && (self.has_started() || is_waited_for()) && is_live(&self.spec, &self.pipeline)
+        !limit.is_zero()
+            && !self.is_unauthorized
+            && (self.has_started() || is_waited_for())
+            && is_live(&self.spec, &self.pipeline)
     }
 
     fn has_started(&self) -> bool {
@@ -712,6 +766,7 @@ impl Watch {
             *current = pipeline.clone();
             self.pipeline = pipeline;
             self.is_closed_by_server = false;
+            self.missing.clear();
             return Ok(());
         }
     }
@@ -762,7 +817,14 @@ impl Watch {
             let seconds = Duration::from(end).as_secs_f64();
             return Some(error(format!("{seconds:.1} s (the file has {found} of {stated} bytes)")));
         }
-        let stated = self.pipeline.query_duration::<gst::ClockTime>().max(self.stated)?;
+        let at_end = self.pipeline.query_duration::<gst::ClockTime>();
+        if let (Some(first), Some(last)) = (self.stated, at_end)
+            && first.nseconds().abs_diff(last.nseconds()) > first.nseconds() / 100
+        {
+            // Guessed from the bytes so far, as for a stream without a container.
+            return None;
+        }
+        let stated = at_end.or(self.stated)?;
         let is_short = end.nseconds() < stated.nseconds() / 10 * 9 && stated - end > gst::ClockTime::SECOND;
         if is_short && length.is_some() {
             // The file is whole: it may hold sound that is longer than the picture.
@@ -773,9 +835,10 @@ impl Watch {
         is_short.then(|| error(format!("{seconds:.1} of {stated:.1} s")))
     }
 
-    fn diagnose(&self, error: &gst::message::Error) -> SourceError {
+    fn diagnose(&mut self, error: &gst::message::Error) -> SourceError {
         let element = error.src().map(|source| source.name().to_string()).unwrap_or_default();
         let report = Report { error: error.error(), debug: error.debug(), element, missing: &self.missing };
+        self.is_unauthorized |= report.is_unauthorized(&self.scrubber);
         source_error(&self.spec, &self.scrubber, &report)
     }
 
@@ -836,7 +899,7 @@ mod tests {
         ] {
             let camera = gst::parse::bin_from_description(description, true).unwrap().upcast::<gst::Element>();
             let counter = Arc::new(Counter::default());
-            let intake = Arc::new(Intake::new(counter.clone(), false));
+            let intake = Arc::new(Intake::new(counter.clone(), false, false));
             let (pipeline, convert, sink) =
                 (gst::Pipeline::new(), elements::make("videoconvert").unwrap(), appsink(&intake, false));
             convert_to_nv12_only(&convert, &sink);

@@ -14,9 +14,10 @@ pub(super) struct Length {
     pub(super) stated: u64,
 }
 
-/// Length of the AVI, MP4 or Matroska file at `path`. `None` where it cannot be read, is of another kind, or was not
-/// finalised by whoever wrote it.
+/// Length of the AVI, MP4 or Matroska file at `path`. `None` where it cannot be read, is of another kind (opening a pipe would
+/// wait for somebody who writes to it), or was not finalised by whoever wrote it.
 pub(super) fn length(path: &Path) -> Option<Length> {
+    std::fs::metadata(path).ok().filter(std::fs::Metadata::is_file)?;
     let mut file = File::open(path).ok()?;
     let found = file.metadata().ok()?.len();
     let head: [u8; 12] = read_at(&mut file, 0).ok()?;
@@ -39,14 +40,22 @@ fn read_at<const N: usize>(file: &mut File, at: u64) -> Result<[u8; N]> {
     Ok(bytes)
 }
 
-/// Where the last box of an MP4 file ends.
+/// Where the last box of an MP4 file ends. What follows and is no box, such as padding with zeros, is not missed by anyone.
 fn end_of_boxes(file: &mut File, found: u64) -> Result<Option<u64>> {
     let mut at = 0_u64;
     while at < found {
         if found - at < 8 {
-            return Ok(Some(at + 8));
+            let mut rest = Vec::new();
+            file.seek(SeekFrom::Start(at))?;
+            file.take(8).read_to_end(&mut rest)?;
+            let is_padding = rest.iter().all(|byte| *byte == 0);
+            return Ok(Some(if is_padding { at } else { at + 8 }));
         }
-        let [a, b, c, d, ..]: [u8; 8] = read_at(file, at)?;
+        let [a, b, c, d, kind @ ..]: [u8; 8] = read_at(file, at)?;
+        // Four letters; Apple's begin with a copyright sign.
+        if !kind.iter().all(|byte| matches!(byte, b' '..=b'~' | 0xa9)) {
+            return Ok(Some(at));
+        }
         let size = match u32::from_be_bytes([a, b, c, d]) {
             // To the end of the file, however long that is.
             0 => return Ok(None),
@@ -98,6 +107,11 @@ mod tests {
                 let found = u64::try_from(found).unwrap();
                 assert_eq!(length(&path), Some(Length { found, stated }));
             }
+        }
+        for padding in [b"\0\0\0".as_slice(), &[0; 8], b"\0\0\0\x20\0\x01\x02\x03 and more"] {
+            std::fs::write(&path, [mp4.as_slice(), padding].concat()).unwrap();
+            let found = u64::try_from(mp4.len() + padding.len()).unwrap();
+            assert_eq!(length(&path), Some(Length { found, stated: 38 }));
         }
         for unknown in [
             b"RIFF\0\0\0\0AVI LISTmovi".as_slice(),

@@ -406,9 +406,11 @@ impl Draft {
         })
     }
 
-    /// Takes frames from another source. How patient the pipeline is with its source stays as it was.
+    /// Takes frames from another source. How patient the pipeline is with its source stays as it was; so does, between sources
+    /// of one kind, what the new one leaves open: size and rate of a camera, the rate of pictures, all of the test picture.
     pub fn replace_source(&mut self, mut source: SourceSpec) {
         if let Some(before) = &self.source {
+            source.kind = source.kind.completed(&before.kind);
             source.latency = before.latency;
             source.rtsp_transport = before.rtsp_transport;
             source.timeout = before.timeout;
@@ -696,6 +698,16 @@ mod tests {
         let source = draft.source.unwrap();
         assert_eq!((source.to_string().as_str(), source.rtsp_transport), ("rtsp://other/2", RtspTransport::Udp));
         assert_eq!((source.latency, source.timeout), (Duration::from_millis(50), Duration::from_secs(3)));
+        for (before, uri, after) in [
+            ("v4l2:///dev/video0?width=1280&fps=25", "v4l2:///dev/video2?fps=5", "v4l2:///dev/video2?width=1280&fps=5"),
+            ("v4l2:///dev/video0?width=1280", "rtsp://h/1", "rtsp://h/1"),
+            ("test://?frames=9&width=64", "test://", "test://?frames=9&width=64"),
+            ("test://?frames=9&width=64", "test://?fps=5", "test://?fps=5"),
+        ] {
+            let mut draft = read(&format!("[source]\nuri = {before:?}")).unwrap();
+            draft.replace_source(SourceSpec::parse(uri, Path::new("")).unwrap());
+            assert_eq!(draft.source, Some(SourceSpec::parse(after, Path::new("")).unwrap()), "{before}, {uri}");
+        }
         let mut empty = Draft::default();
         empty.replace_source(SourceSpec::parse("rtsp://other/2", Path::new("")).unwrap());
         assert_eq!(empty.source.unwrap().timeout, spec::DEFAULT_TIMEOUT);

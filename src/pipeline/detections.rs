@@ -32,13 +32,23 @@ impl Output {
     /// # Errors
     /// [`OutputError::Create`] naming the file.
     pub fn create(&self) -> Result<Box<dyn Write + Send>, OutputError> {
-        match self {
-            Self::Stdout => Ok(Box::new(io::stdout())),
-            Self::File(path) => match File::create(path) {
-                Ok(file) => Ok(Box::new(file)),
-                Err(source) => Err(OutputError::Create { path: path.clone(), source }),
-            },
-        }
+        Ok(match self.create_file()? {
+            Some(file) => Box::new(file),
+            None => Box::new(io::stdout()),
+        })
+    }
+
+    /// The file, opened; `None` for standard output.
+    fn create_file(&self) -> Result<Option<File>, OutputError> {
+        let Self::File(path) = self else { return Ok(None) };
+        File::create(path).map(Some).map_err(|source| OutputError::Create { path: path.clone(), source })
+    }
+
+    /// Whether it is a named pipe, whose opening waits for somebody who reads it.
+    #[must_use]
+    pub fn is_pipe(&self) -> bool {
+        let Self::File(path) = self else { return false };
+        std::fs::metadata(path).is_ok_and(|metadata| metadata.file_type().is_fifo())
     }
 
     /// Checks that a file could be created, without touching one that is there.
@@ -154,6 +164,8 @@ pub struct DetectionsWriter {
     output: Output,
     /// `None` until [`Self::start`].
     out: Option<Box<dyn Write + Send>>,
+    /// The same where it is a regular file, and how long it is.
+    file: Option<(File, u64)>,
     line: Vec<u8>,
 }
 
@@ -161,15 +173,25 @@ impl DetectionsWriter {
     /// For `output`, which is not touched before [`Self::start`].
     #[must_use]
     pub const fn new(output: Output) -> Self {
-        Self { output, out: None, line: Vec::new() }
+        Self { output, out: None, file: None, line: Vec::new() }
     }
 
-    /// Opens the output, replacing what was there.
+    /// Opens the output, replacing what was there, unless it is open.
     ///
     /// # Errors
     /// [`OutputError::Create`] naming the file.
     pub fn start(&mut self) -> Result<(), OutputError> {
-        self.out = Some(self.output.create()?);
+        if self.out.is_some() {
+            return Ok(());
+        }
+        self.out = Some(match self.output.create_file()? {
+            None => Box::new(io::stdout()),
+            Some(file) => {
+                let is_regular = file.metadata().is_ok_and(|metadata| metadata.is_file());
+                self.file = file.try_clone().ok().filter(|_| is_regular).map(|file| (file, 0));
+                Box::new(file)
+            }
+        });
         Ok(())
     }
 
@@ -194,6 +216,13 @@ impl DetectionsWriter {
             let out = self.out.as_mut().ok_or_else(|| io::Error::other("it was not opened"))?;
             out.write_all(&self.line)
         });
+        if let Some((file, len)) = &mut self.file {
+            match written {
+                Ok(()) => *len += u64::try_from(self.line.len()).unwrap_or_default(),
+                // A part of a line is of no use to who reads the others; where it cannot be taken back it stays.
+                Err(_) => _ = file.set_len(*len),
+            }
+        }
         written.map_err(|source| OutputError::Write { output: self.output.to_string(), source })
     }
 

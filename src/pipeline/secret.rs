@@ -1,11 +1,12 @@
 //! URLs that may hold credentials: they are handed to the library that connects, and never printed.
 
 use std::fmt;
+use std::ops::Range;
 
 /// What stands in for a credential.
 const REDACTED: &str = "***";
 
-/// A URL whose user, password and query are not shown by `Display` and `Debug`.
+/// A URL whose user, password and query are not shown by `Display` and `Debug`, nor what its path gives as such.
 #[derive(Clone, PartialEq, Eq)]
 pub struct SecretUrl(String);
 
@@ -25,7 +26,8 @@ impl SecretUrl {
     /// User and password as the URL spells them (percent-encoded); `None` where it has none.
     #[must_use]
     pub fn credentials(&self) -> Option<(&str, &str)> {
-        let user_info = self.user_info()?;
+        // `udp://@239.0.0.1` is an address to listen at.
+        let user_info = self.user_info().filter(|user_info| !user_info.is_empty())?;
         Some(user_info.split_once(':').unwrap_or((user_info, "")))
     }
 
@@ -63,6 +65,9 @@ impl SecretUrl {
                 secrets.extend([percent_decoded(value), value.to_owned()]);
             }
         }
+        let bare = self.without_credentials();
+        secrets
+            .extend(secrets_of_path(&bare).into_iter().flat_map(|at| [percent_decoded(&bare[at.clone()]), bare[at].to_owned()]));
         // A short value ("1", "tcp") hides nothing and would shred the message.
         secrets.retain(|secret| secret.chars().count() > 3);
         secrets.sort_by_key(|secret| std::cmp::Reverse(secret.len()));
@@ -100,9 +105,16 @@ impl fmt::Display for SecretUrl {
             // What follows may belong to a query or to a host.
             return write!(f, "{scheme}{separator}{REDACTED}");
         }
-        let user_info = if before.is_some() || self.user_info().is_some() { "***@" } else { "" };
+        let has_user_info = before.or(self.user_info()).is_some_and(|user_info| !user_info.is_empty());
+        let user_info = if has_user_info { "***@" } else { "" };
         let (rest, query) = rest.split_once('?').map_or((rest, ""), |(rest, _)| (rest, "?***"));
-        write!(f, "{scheme}{separator}{user_info}{rest}{query}")
+        write!(f, "{scheme}{separator}{user_info}")?;
+        let mut shown_to = 0;
+        for secret in secrets_of_path(rest) {
+            write!(f, "{}{REDACTED}", &rest[shown_to..secret.start])?;
+            shown_to = secret.end;
+        }
+        write!(f, "{}{query}", &rest[shown_to..])
     }
 }
 
@@ -110,6 +122,33 @@ impl fmt::Debug for SecretUrl {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "SecretUrl({self})")
     }
+}
+
+/// Keys of a path whose values are secret: `/user=admin_password=canary_channel=1_stream=0.sdp` is how many recorders want it.
+const SECRET_KEYS: [&str; 9] = ["user", "username", "usr", "password", "passwd", "pass", "pwd", "authbasic", "token"];
+
+/// Where in a text before its query such values stand. One ends at the next separator, or where `_` begins the next key.
+fn secrets_of_path(text: &str) -> Vec<Range<usize>> {
+    let is_word = |c: char| c.is_ascii_alphanumeric();
+    let mut secrets: Vec<Range<usize>> = Vec::new();
+    let end_of_path = text.find('?').unwrap_or(text.len());
+    for (at, _) in text[..end_of_path].match_indices('=') {
+        let key_at = text[..at].rfind(|c| !is_word(c)).map_or(0, |before| before + 1);
+        let is_within = secrets.last().is_some_and(|last| key_at < last.end);
+        if is_within || !SECRET_KEYS.contains(&text[key_at..at].to_ascii_lowercase().as_str()) {
+            continue;
+        }
+        let value = &text[at + 1..end_of_path];
+        let begins_key = |from: usize| {
+            let key = &value[from + 1..];
+            let len = key.find(|c| !is_word(c)).unwrap_or(key.len());
+            len > 0 && key[len..].starts_with('=')
+        };
+        let ends = |(idx, c): &(usize, char)| matches!(c, '&' | ';' | '/' | '#') || *c == '_' && begins_key(*idx);
+        let len = value.char_indices().find(ends).map_or(value.len(), |(idx, _)| idx);
+        secrets.push(at + 1..at + 1 + len);
+    }
+    secrets
 }
 
 /// How messages say where user and password go.
@@ -190,6 +229,14 @@ mod tests {
             ("rtsp://host/ch1?user=me@home&password=canary", "rtsp://***", None),
             ("rtsp://me:1/canary?2@host/ch1", "rtsp://***", None),
             ("rtsp://host/ch1", "rtsp://host/ch1", None),
+            (
+                "rtsp://10.0.0.7:554/user=admin_password=can_ary_channel=1_stream=0.sdp?real_stream",
+                "rtsp://10.0.0.7:554/user=***_password=***_channel=1_stream=0.sdp?***",
+                None,
+            ),
+            ("rtsp://host/user=admin&Password=canary&channel=1", "rtsp://host/user=***&Password=***&channel=1", None),
+            ("rtsp://host/password=/ch=1/bypass=1", "rtsp://host/password=***/ch=1/bypass=1", None),
+            ("udp://@239.1.1.1:5000", "udp://239.1.1.1:5000", None),
             // Indistinguishable from a password with a slash in it: hidden, and left in place for the library.
             ("http://host:8080/a@b.mp4", "http://***@b.mp4", None),
         ] {
@@ -229,6 +276,9 @@ mod tests {
 
     #[test]
     fn parts_and_scrubbing() {
+        let of_path = SecretUrl::new("rtsp://h/user=admin_password=canary_channel=1".into());
+        assert_eq!(of_path.scrub("401 for admin, canary on channel 1"), "401 for ***, *** on channel 1");
+        assert_eq!(SecretUrl::new("udp://@239.1.1.1:5000".into()).credentials(), None);
         let secret = SecretUrl::new("rtsp://admin:canary%2F7@10.0.0.2:554/ch1?key=tweety".into());
         assert_eq!(secret.credentials(), Some(("admin", "canary%2F7")));
         assert_eq!(secret.plain_credentials(), Some(("admin".into(), "canary/7".into())));

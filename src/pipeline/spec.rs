@@ -142,6 +142,40 @@ pub enum SourceKind {
     Launch(String),
 }
 
+impl SourceKind {
+    /// What it leaves open taken from `other`, if that is of the same kind.
+    pub(super) fn completed(mut self, other: &Self) -> Self {
+        if self == Self::test_picture() && matches!(other, Self::Test { .. }) {
+            return other.clone();
+        }
+        match (&mut self, other) {
+            (Self::V4l2 { mode, .. }, Self::V4l2 { mode: other, .. })
+            | (Self::Libcamera { mode, .. }, Self::Libcamera { mode: other, .. })
+            | (Self::Csi { mode, .. }, Self::Csi { mode: other, .. }) => {
+                *mode = CameraMode {
+                    width: mode.width.or(other.width),
+                    height: mode.height.or(other.height),
+                    frame_rate: mode.frame_rate.or(other.frame_rate),
+                };
+            }
+            (Self::Images { frame_rate, .. }, Self::Images { frame_rate: other, .. }) => *frame_rate = *other,
+            _ => {}
+        }
+        self
+    }
+
+    /// The test picture, unless something else is asked for.
+    fn test_picture() -> Self {
+        Self::Test {
+            pattern: DEFAULT_PATTERN.to_owned(),
+            width: 640,
+            height: 360,
+            frame_rate: FrameRate::whole(30),
+            n_frames: None,
+        }
+    }
+}
+
 /// A source and how it is read.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct SourceSpec {
@@ -269,6 +303,13 @@ impl SourceSpec {
     pub fn start_limit(&self) -> Option<Duration> {
         let is_stream = matches!(self.kind, SourceKind::Url(_)) && self.is_live();
         self.reconnect.filter(|limit| is_stream && !limit.is_zero())
+    }
+
+    /// The file of a camera that is waited for where it is not there at the start, and for how long; `None`: it is not.
+    #[must_use]
+    pub fn awaited_device(&self) -> Option<(&Path, Duration)> {
+        let SourceKind::V4l2 { device, .. } = &self.kind else { return None };
+        self.reconnect.filter(|limit| !limit.is_zero()).map(|limit| (device.as_path(), limit))
     }
 
     /// Whether it is live, or its elements may say so once they run.

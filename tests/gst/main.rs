@@ -11,6 +11,7 @@ use fovea::pipeline::clock::Stopwatch;
 use fovea::pipeline::ports::{DropCause, FrameSink, Inlet, SinkError, SourceError, StreamInfo};
 use fovea::pipeline::secret::SecretUrl;
 use fovea::pipeline::spec::{FrameRate, SinkSpec, SourceKind, SourceSpec};
+use std::io::Write as _;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Condvar, Mutex};
 use std::time::Duration;
@@ -651,6 +652,66 @@ fn a_file_cut_short_gives_what_it_holds_and_says_so() {
 }
 
 /// What a process that is killed leaves: the file as it is on disk before `finish`.
+/// Its end is the end of the stream: whoever asked how long the pipe is would wait for another writer.
+#[test]
+fn a_named_pipe_comes_to_its_end() {
+    within_limit(|| {
+        let folder = tempfile::tempdir().unwrap();
+        let (video, pipe) = (folder.path().join("a.mkv"), folder.path().join("pipe"));
+        write(&video, &mut Painting::new(PixelFormat::I420, (64, 48), SD), 12);
+        assert!(std::process::Command::new("mkfifo").arg(&pipe).status().unwrap().success());
+        let writer = std::thread::spawn({
+            let pipe = pipe.clone();
+            move || {
+                let mut writer = std::fs::File::options().write(true).open(pipe).unwrap();
+                // Who reads has opened it for good.
+                std::thread::sleep(Duration::from_millis(300));
+                writer.write_all(&std::fs::read(video).unwrap()).unwrap();
+            }
+        });
+        let (_, record, end) = read(&file(&pipe));
+        assert_eq!((record.frames.len(), end), (12, Ok(())));
+        writer.join().unwrap();
+    });
+}
+
+/// Cameras that send JPEG over HTTP say nothing of time: at their own pace, frames have the time at which they came.
+#[test]
+fn frames_without_a_time_have_that_of_their_arrival() {
+    within_limit(|| {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("parts");
+        let size = "video/x-raw,format=I420,width=64,height=48,framerate=25/1";
+        let text = format!(
+            "videotestsrc num-buffers=6 ! {size} ! tee name=t t. ! queue ! jpegenc ! multipartmux ! filesink async=false \
+             location={} t. ! queue",
+            path.display()
+        );
+        assert_eq!(read(&SourceSpec::new(SourceKind::Launch(text))).2, Ok(()));
+        let mut spec = SourceSpec::new(SourceKind::Launch(format!(
+            "filesrc location={} ! multipartdemux ! image/jpeg ! jpegdec",
+            path.display()
+        )));
+        for is_paced in [false, true] {
+            spec.sync = is_paced;
+            let (_, record, end) = read(&spec);
+            assert_eq!((record.frames.len(), end), (6, Ok(())));
+            let times: Vec<_> = record.frames.iter().map(|frame| frame.stamps.pts).collect();
+            assert_eq!(times.iter().all(Option::is_some), is_paced, "{times:?}");
+            assert!(times.is_sorted(), "{times:?}");
+        }
+    });
+}
+
+#[test]
+fn a_picture_that_is_too_large_is_named() {
+    within_limit(|| {
+        let text = "videotestsrc num-buffers=2 ! video/x-raw,format=I420,width=20000,height=16";
+        let error = start_error(&SourceSpec::new(SourceKind::Launch(text.into())));
+        assert!(matches!(&error, SourceError::Request(text) if text.contains("20000x16") && text.contains("16384")), "{error:?}");
+    });
+}
+
 #[test]
 fn an_unfinished_file_can_be_played() {
     within_limit(|| {

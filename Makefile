@@ -3,7 +3,7 @@
 SHELL := /bin/bash
 export FOVEA_CACHE ?= $(HOME)/.cache/fovea
 # rustup may have been installed just now.
-export PATH := $(HOME)/.cargo/bin:$(PATH)
+export PATH := $(or $(CARGO_HOME),$(HOME)/.cargo)/bin:$(PATH)
 
 CARGO_RUN := cargo run --quiet --release --locked -p fovea --
 # Where there is no street video: ten seconds of GStreamer's test picture.

@@ -129,7 +129,8 @@ impl CocoDataset {
     /// # Errors
     /// [`CocoError`] naming the entry.
     pub fn parse(text: &str) -> Result<Self, CocoError> {
-        let mut dataset: Self = serde_json::from_str(text).map_err(|error| CocoError::Syntax(error.to_string()))?;
+        let mut dataset: Self =
+            serde_json::from_str(text.trim_start_matches('\u{feff}')).map_err(|error| CocoError::Syntax(error.to_string()))?;
         let mut images = HashSet::with_capacity(dataset.images.len());
         if let Some(twice) = dataset.images.iter().find(|image| !images.insert(image.id)) {
             return Err(CocoError::DuplicateImage(twice.id));

@@ -124,7 +124,7 @@ pub(super) fn lower(graph: &GraphProto) -> Lowered<IntGraph> {
     if let Some(node) = graph.node.iter().find(|node| node.output.len() > MAX_NODES) {
         return Err(unsupported(node, format!("{} outputs; at most {MAX_NODES} are supported", node.output.len())));
     }
-    let nodes = qoperator::as_qdq(&sorted(graph)?)?;
+    let nodes = qoperator::as_qdq(&sorted(graph)?, &constants)?;
     let producers = nodes.iter().flat_map(|node| node.output.iter().map(move |output| (output.as_str(), node))).collect();
     let inputs: Vec<_> = graph.input.iter().filter(|input| !constants.contains_key(input.name.as_str())).collect();
     let [input] = inputs[..] else {
@@ -195,6 +195,9 @@ impl<'a> Lowering<'a> {
     /// Quantises a constant, as some tools leave to whoever reads the file.
     fn fold(&mut self, q: &'a NodeProto) -> Lowered<()> {
         let name = input_of(q, 0)?;
+        if optional(q, 2).is_empty() {
+            unsigned_unless_stated(q)?;
+        }
         let scales = self.floats(q, input_of(q, 1)?)?;
         let Some(Constant { dims, values: TensorValues::F32(reals) }) = self.constants.get(name) else {
             return Err(unsupported(q, format!("the constant `{name}` must be f32")));
@@ -285,7 +288,10 @@ impl<'a> Lowering<'a> {
         let real = node.output.first().and_then(|name| self.reals.get(name.as_str()));
         match (node.op_type.as_str(), real) {
             // The sum of an activation and a function of it that is quantised too is rounded as a sum.
-            ("Add", Some(Ok(_))) => node.input.iter().any(|name| self.scalar(name).is_some()),
+            ("Add", Some(Ok(_))) => node
+                .input
+                .iter()
+                .any(|name| self.scalar(name).is_some() || matches!(self.reals.get(name.as_str()), Some(Ok(Real::Function(..))))),
             (_, real) => matches!(real, Some(Ok(_))),
         }
     }
@@ -386,6 +392,10 @@ impl<'a> Lowering<'a> {
         if in_per_group > 4096 {
             return Err(unsupported(node, format!("{in_per_group} input channels a group; at most 4096 are supported")));
         }
+        // A kernel makes up to so many output channels at once, with zeros for the inputs of the other groups among them.
+        const AT_ONCE: usize = 64;
+        let groups_at_once = if in_per_group > 1 { groups.min(AT_ONCE * groups / out_channels) } else { 1 };
+        self.weigh(node, weights.len().saturating_mul(groups_at_once.saturating_sub(1)))?;
         let mut window = self.window(node, (kh, kw))?;
         window.pads.iter_mut().zip(pads).for_each(|(own, before)| *own += before);
         if window.pads.iter().any(|&pad| pad > MAX_PAD) {
@@ -682,6 +692,7 @@ impl<'a> Lowering<'a> {
             return Err(unsupported(node, "activations have one scale for the whole tensor".into()));
         };
         let zero_point = match node.input.get(2).filter(|name| !name.is_empty()) {
+            None if self.is_signed(node)? => 0x80,
             None => 0,
             Some(name) => match self.constants.get(name.as_str()).map(|constant| &constant.values) {
                 Some(TensorValues::U8(point)) if point.len() == 1 => point[0],
@@ -690,6 +701,16 @@ impl<'a> Lowering<'a> {
             },
         };
         QuantParams::new(*scale, zero_point).map_err(|error| unsupported(node, error.to_string()))
+    }
+
+    /// Whether a `QuantizeLinear` or `DequantizeLinear` without a zero point is of `i8`: a constant that is, or an activation that
+    /// was written so.
+    fn is_signed(&self, node: &NodeProto) -> Lowered<bool> {
+        unsigned_unless_stated(node)?;
+        let of = |name: &String| self.constants.get(name.as_str()).map(|constant| matches!(constant.values, TensorValues::I8(_)));
+        let Some(input) = node.input.first().filter(|_| node.op_type == "DequantizeLinear") else { return Ok(false) };
+        let point_of_writer = || self.producers.get(input.as_str()).and_then(|writer| of(writer.input.get(2)?));
+        Ok(of(input).or_else(point_of_writer).unwrap_or(false))
     }
 
     fn outputs(&mut self) -> Lowered<()> {
@@ -785,6 +806,21 @@ fn sorted(graph: &GraphProto) -> Lowered<Vec<&NodeProto>> {
     match waiting.iter().position(|&n| n > 0) {
         None => Ok(order),
         Some(idx) => Err(unsupported(&graph.node[idx], "it takes part in a cycle".into())),
+    }
+}
+
+/// Input `idx`, or an empty name.
+fn optional(node: &NodeProto, idx: usize) -> &str {
+    node.input.get(idx).map_or("", String::as_str)
+}
+
+/// Refuses a `QuantizeLinear` whose type is stated by `output_dtype` alone, unless it is `u8`, which it is without.
+fn unsigned_unless_stated(node: &NodeProto) -> Lowered<()> {
+    const UNDEFINED: i64 = 0;
+    const UINT8: i64 = 2;
+    match Attributes(node).int("output_dtype").filter(|_| node.op_type == "QuantizeLinear") {
+        None | Some(UNDEFINED | UINT8) => Ok(()),
+        Some(other) => Err(unsupported(node, format!("output_dtype {other} without a zero point; state one of u8 or i8"))),
     }
 }
 

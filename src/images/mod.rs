@@ -106,12 +106,19 @@ fn decoder<'a>(source: impl io::BufRead + io::Seek + 'a) -> Result<impl ImageDec
     reader.into_decoder().map_err(|error| error.to_string())
 }
 
+/// Bytes that a picture may take as its file has it: the largest with 8 bits a colour, but not with 16.
+const MAX_DECODED: u64 = 1 << 30;
+
 /// Decodes the content of a picture file.
 ///
 /// # Errors
 /// What the decoder says.
 pub fn decode(bytes: &[u8]) -> Result<RgbPicture, String> {
     let mut decoder = decoder(io::Cursor::new(bytes))?;
+    let (n_bytes, (width, height)) = (decoder.total_bytes(), decoder.dimensions());
+    if n_bytes > MAX_DECODED {
+        return Err(format!("{width}x{height} pixels are {n_bytes} bytes; at most {MAX_DECODED} are decoded"));
+    }
     let orientation = decoder.orientation().map_err(|error| error.to_string())?;
     let mut picture = DynamicImage::from_decoder(decoder).map_err(|error| error.to_string())?;
     picture.apply_orientation(orientation);

@@ -68,7 +68,7 @@ fn quantised_twice(graph: &mut GraphProto, before: bool) {
 type Edit = fn(&mut GraphProto);
 
 /// What is asked for, and what the refusal names.
-const CASES: [(&str, Edit, &str); 12] = [
+const CASES: [(&str, Edit, &str); 14] = [
     ("many nodes", |g| g.node.extend(vec![NodeProto { op_type: "Relu".into(), ..NodeProto::default() }; MAX_NODES]), "nodes"),
     ("very many outputs of a node", |g| g.node[0].output.extend(vec![String::new(); 20_000]), "20001 outputs"),
     ("a huge activation", |g| upsamplings(g, "cls", 24), "too large"),
@@ -138,6 +138,26 @@ const CASES: [(&str, Edit, &str); 12] = [
         |g| then_quantised(g, tiny::node("Add", &["cls", "cls"], "sum", vec![]), 1.2e-38),
         "the ratios of its scales",
     ),
+    (
+        "a padding of quantised values with another than their zero point",
+        |g| {
+            g.initializer.push(sizes("by1", &[0, 0, 1, 1, 0, 0, 1, 1]));
+            g.node.push(tiny::node("Pad", &["cls_q", "by1"], "padded", vec![]));
+            g.node.push(tiny::node("DequantizeLinear", &["padded", "cls_s", "cls_z"], "then", vec![]));
+            g.output[0].name = "then".into();
+        },
+        "with 0; it may with the zero point, 150",
+    ),
+    (
+        "a type that only an attribute states",
+        |g| {
+            let int8 = AttributeProto { name: "output_dtype".into(), i: 3, ..AttributeProto::default() };
+            g.node.push(tiny::node("QuantizeLinear", &["cls", "cls_s"], "then_q", vec![int8]));
+            g.node.push(tiny::node("DequantizeLinear", &["then_q", "cls_s"], "then", vec![]));
+            g.output[0].name = "then".into();
+        },
+        "output_dtype 3 without a zero point",
+    ),
     ("an input that is quantised twice", |g| quantised_twice(g, false), "quantised twice, with different parameters"),
     ("the same, in the other order", |g| quantised_twice(g, true), "quantised twice, with different parameters"),
 ];
@@ -156,6 +176,42 @@ fn what_is_too_large_is_refused_before_memory_is_taken() {
         assert!(message.contains(says) && message.len() < 4000, "{what}: {message:?} does not say {says:?}");
         assert!(most < (32 << 20) + 8 * bytes.len(), "{what}: {most} bytes for a file of {}", bytes.len());
     }
+}
+
+/// Groups of one output each: kernels make many outputs at once, with zeros where the inputs are of other groups.
+#[test]
+fn groups_do_not_multiply() {
+    let mut graph = tiny::network(true).graph.expect("a graph");
+    for (name, dims) in [("many", [4096, 3, 1, 1]), ("grouped", [64, 64, 31, 31])] {
+        let len = dims.iter().product::<i64>().try_into().expect("small");
+        let (dims, data_type) = (dims.to_vec(), DataType::Int8.into());
+        graph.initializer.push(TensorProto {
+            name: name.into(),
+            dims,
+            data_type,
+            raw_data: vec![1; len],
+            ..TensorProto::default()
+        });
+        graph.node.push(tiny::node("DequantizeLinear", &[name, "s"], &format!("{name}_w"), vec![]));
+    }
+    let group = AttributeProto { name: "group".into(), r#type: AttributeType::Int.into(), i: 64, ..AttributeProto::default() };
+    let mut conv = |weights: &str, from: &str, to: &str, attributes: Vec<AttributeProto>| {
+        let name = |what: &str| format!("{to}_{what}");
+        graph.node.push(tiny::node("Conv", &[from, weights], &name("f"), attributes));
+        graph.node.push(tiny::node("QuantizeLinear", &[&name("f"), "s", "z"], &name("q"), vec![]));
+        graph.node.push(tiny::node("DequantizeLinear", &[&name("q"), "s", "z"], to, vec![]));
+    };
+    conv("many_w", "x", "many_x", vec![]);
+    for to in ["one", "two"] {
+        conv("grouped_w", "many_x", to, vec![group.clone(), ints("pads", &[15; 4])]);
+    }
+    let bytes = onnx::encode(&ModelProto { graph: Some(graph), ..tiny::network(true) });
+    let (loaded, most) = most_bytes(|| Network::load(&bytes, &LoadOptions::default()));
+    match loaded {
+        Err(LoadError::Lower(error)) => assert!(error.to_string().contains("bytes of weights"), "{error}"),
+        other => panic!("{:?}", other.map(|network| network.census())),
+    }
+    assert!(most < 100 << 20, "{most} bytes for a file of {}", bytes.len());
 }
 
 /// Two bytes of a file each, hundreds in memory.

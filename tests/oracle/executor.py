@@ -130,6 +130,8 @@ def as_qop(model):
     for q in g.node:
         if q.op_type == "DequantizeLinear" and any(o.name == q.output[0] for o in g.output):
             nodes.append(q)
+        if q.op_type == "Pad" and made[q.input[0]].op_type == "QuantizeLinear":
+            nodes.append(q)  # It is of quantised values already.
         if q.op_type != "QuantizeLinear":
             continue
         op = made.get(q.input[0])
@@ -345,6 +347,11 @@ def pattern_cases():
     c = net.node("DequantizeLinear", [net.const("factor", np.uint8(200)), net.const("s", np.float32(0.004)), net.const("z", np.uint8(3))])
     net.out(net.q(net.node("Mul", [c, a[0]]), 0.02, 120, a[3])).save("function_mul_quantised", exact=False)
     net, a = start()
+    c = net.node("DequantizeLinear", [net.const("factor", np.int8(-90)), net.const("s", np.float32(0.008))])
+    net.out(net.q(net.node("Mul", [c, a[0]]), 0.02, 120, a[3])).save("function_mul_quantised_s8", exact=False)
+    net, a = start()
+    net.out(net.q(net.node("Add", [a[0], net.node("Sigmoid", [a[0]])]), 0.02, 60, a[3])).save("function_add", exact=False)
+    net, a = start()
     factors = net.const("factors", np.array([1, -0.5, 0.25, 0, 2, -1, 0.1, 0.7], np.float32).reshape(1, 8, 1, 1))
     net.out(net.q(net.node("Mul", [a[0], factors]), 0.03, 120, a[3])).save("mul_channels", exact=False)
     # Padding before a convolution, with and without a step of quantisation, on top of the convolution's own.
@@ -353,6 +360,12 @@ def pattern_cases():
         p = net.node("Pad", [a[0], net.const("pads", np.array([0, 0, 1, 0, 0, 0, 2, 3], np.int64)), net.const("zero", np.float32(0))])
         p = net.q(p, a[1], a[2], (8, 13, 15)) if quantised else (p, a[1], a[2], (8, 13, 15))
         net.out(net.conv(p, 6, 3, 0.05, 128, pads=[0, 1, 0, 1])).save(name)
+    # The same between quantised values, where zeros are zero points.
+    net, a = start(zp=77)
+    point, scale = net.const("point", np.uint8(77)), net.const("scale", np.float32(a[1]))
+    p = net.node("Pad", [net.nodes[-2].output[0], net.const("pads", np.array([0, 0, 1, 0, 0, 0, 2, 3], np.int64)), point])
+    p = net.node("DequantizeLinear", [p, scale, point])
+    net.out(net.conv((p, a[1], a[2], (8, 13, 15)), 6, 3, 0.05, 128)).save("pad_of_quantised")
     # What moves values may stand in float.
     net, a = start(scale=0.02, zp=9)
     p = net.node("MaxPool", [net.node("Identity", [a[0]])], kernel_shape=[2, 2], strides=[2, 2])

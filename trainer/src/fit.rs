@@ -155,7 +155,8 @@ pub(crate) fn fit(
         let is_over = peers.any(stop.load(Ordering::Relaxed) || batch.is_none())?;
         let (false, Some(batch)) = (is_over, &batch) else {
             run.save(iteration)?;
-            if batch.is_none() {
+            // Of any process: all of them fail then.
+            if peers.any(batch.is_none())? {
                 bail!(
                     "a thread that makes batches ended before iteration {iteration}, its message is above; a checkpoint was written"
                 );

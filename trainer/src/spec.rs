@@ -253,7 +253,8 @@ impl ModelSpec {
                 bail!("{key} {channels}: must be 1 to 4096 channels");
             }
         }
-        Ok(())
+        // Its own rules on classes and anchors, before hours of training.
+        Ok(self.manifest("model", "model.onnx").check()?)
     }
 
     /// The manifest of this model, with a network in `file`.

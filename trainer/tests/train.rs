@@ -728,10 +728,39 @@ fn wrong_requests_say_what_to_do() {
     let strange = with_names("strange", ["a.png", "b.png"], "zebra");
     let outside = with_names("outside", ["a.png", "../../b.png"], "red");
     let twice = with_names("twice", ["a.png", "a.jpg"], "red");
+    // Hard links to its own pictures are left as they are.
+    let linked = dir.path().join("linked");
+    std::fs::create_dir_all(linked.join("images")).unwrap();
+    std::fs::hard_link(data.join("images/0.png"), linked.join("images/0.png")).unwrap();
+    let size = std::fs::metadata(data.join("images/0.png")).unwrap().len();
+    let convert = program().args(["data", "convert", "--to", "yolo", "--data"]).arg(&data).arg("--out").arg(&linked).output();
+    assert_done(&convert.unwrap());
+    assert_eq!(std::fs::metadata(data.join("images/0.png")).unwrap().len(), size);
     let labelled = dir.path().join("labelled");
     std::fs::create_dir_all(labelled.join("labels")).unwrap();
     std::fs::create_dir_all(labelled.join("images")).unwrap();
     std::fs::write(labelled.join("labels/a.txt"), "0 0.5 0.5 0.1 0.1\n").unwrap();
+    let pictured = dir.path().join("pictured");
+    std::fs::create_dir_all(pictured.join("images")).unwrap();
+    std::fs::write(pictured.join("images/0.png"), "another").unwrap();
+    let sizeless = data_set(&dir.path().join("sizeless"));
+    let text = std::fs::read_to_string(sizeless.join("annotations.json")).unwrap();
+    std::fs::write(sizeless.join("annotations.json"), text.replacen("\"width\":96", "\"width\":0", 1)).unwrap();
+    let faults = program().args(["data", "check", "--data"]).arg(&sizeless).output().unwrap();
+    assert!(faults.status.code() == Some(1) && stderr(&faults).contains("of 0x64 pixels"), "{}", stderr(&faults));
+    let stats = program().args(["data", "stats", "--out"]).arg(dir.path().join("s.png")).arg("--data").arg(&sizeless).output();
+    assert_done(&stats.unwrap());
+    let made = small_fit(&data, &run).args(["--until", "0"]).output().unwrap();
+    assert_done(&made);
+    let text = std::fs::read_to_string(run.join("fit.toml")).unwrap();
+    let scales = text.lines().find(|line| line.starts_with("scales = ")).unwrap();
+    let no_anchors = dir.path().join("no-anchors.toml");
+    std::fs::write(&no_anchors, text.replace(scales, "scales = []")).unwrap();
+    // Other anchors in a run's own file.
+    std::fs::write(run.join("fit.toml"), text.replace(scales, "scales = [1.0, 1.3]")).unwrap();
+    let edited = program().args(["fit", "--resume", "--out"]).arg(&run).output().unwrap();
+    assert!(edited.status.code() == Some(2) && stderr(&edited).contains("has another [model]"), "{}", stderr(&edited));
+    std::fs::remove_dir_all(&run).unwrap();
     for (args, part) in [
         (vec!["fit", "--data", missing.to_str().unwrap(), "--out", run.to_str().unwrap()], "annotations.json"),
         (vec!["fit", "--data", data.to_str().unwrap(), "--out", run.to_str().unwrap(), "--width", "100"], "multiple of 32"),
@@ -761,6 +790,24 @@ fn wrong_requests_say_what_to_do() {
         (
             vec!["data", "convert", "--data", data.to_str().unwrap(), "--to", "yolo", "--out", labelled.to_str().unwrap()],
             "which would be replaced",
+        ),
+        (
+            vec!["data", "convert", "--data", data.to_str().unwrap(), "--to", "yolo", "--out", pictured.to_str().unwrap()],
+            "is another picture",
+        ),
+        (vec!["data", "convert", "--data", sizeless.to_str().unwrap(), "--to", "yolo", "--out", "/x"], "0.png has 0x64 pixels"),
+        (vec!["data", "stats", "--data", data.to_str().unwrap(), "--out", "/x.png", "--width", "0"], "1 to 4096 pixels"),
+        (
+            vec![
+                "fit",
+                "--config",
+                no_anchors.to_str().unwrap(),
+                "--data",
+                data.to_str().unwrap(),
+                "--out",
+                run.to_str().unwrap(),
+            ],
+            "anchors.scales",
         ),
         (vec!["fit", "--data", data.to_str().unwrap(), "--out", run.to_str().unwrap(), "--device", "tpu"], "auto, cpu or cuda"),
         (

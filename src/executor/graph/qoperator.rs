@@ -6,13 +6,13 @@
 //! that others read keep their names.
 
 use super::moves::MOVES;
-use super::{Lowered, input_of, label, unsupported};
-use crate::executor::onnx::{AttributeProto, NodeProto, attribute_proto::AttributeType};
+use super::{Lowered, input_of, label, optional, unsupported};
+use crate::executor::onnx::{AttributeProto, Constant, NodeProto, TensorValues, attribute_proto::AttributeType};
 use std::collections::HashMap;
 
 /// Nodes of QDQ form for `nodes`, which come in execution order; `Constant` nodes are left out, and what reads the output
 /// of an `Identity` reads its input instead.
-pub(super) fn as_qdq(nodes: &[&NodeProto]) -> Lowered<Vec<NodeProto>> {
+pub(super) fn as_qdq(nodes: &[&NodeProto], constants: &HashMap<&str, Constant>) -> Lowered<Vec<NodeProto>> {
     let mut sources: HashMap<&str, String> = HashMap::new();
     let mut direct = Vec::with_capacity(nodes.len());
     for &original in nodes.iter().filter(|node| node.op_type != "Constant") {
@@ -29,7 +29,7 @@ pub(super) fn as_qdq(nodes: &[&NodeProto]) -> Lowered<Vec<NodeProto>> {
         }
         direct.push(node);
     }
-    let mut writer = Writer { nodes: Vec::with_capacity(direct.len()), params: HashMap::new() };
+    let mut writer = Writer { nodes: Vec::with_capacity(direct.len()), params: HashMap::new(), constants };
     for node in &direct {
         writer.add(node)?;
     }
@@ -41,6 +41,7 @@ type ParamNames<'a> = [&'a str; 2];
 
 struct Writer<'a> {
     nodes: Vec<NodeProto>,
+    constants: &'a HashMap<&'a str, Constant>,
     /// How each quantised activation was written.
     params: HashMap<&'a str, ParamNames<'a>>,
 }
@@ -151,11 +152,31 @@ impl<'a> Writer<'a> {
         Ok(())
     }
 
+    /// A `Pad` of quantised values must add zero points, which are zeros in float: without a value it adds `q` = 0.
+    fn check_padding(&self, node: &NodeProto, [_, zero_point]: ParamNames<'_>) -> Lowered<()> {
+        let q = |name: &str| match self.constants.get(name).map(|constant| &constant.values) {
+            Some(TensorValues::U8(values)) => values.first().map(|&q| i16::from(q)),
+            Some(TensorValues::I8(values)) => values.first().map(|&q| i16::from(q)),
+            _ => name.is_empty().then_some(0),
+        };
+        let (fill, zero_point) = (q(optional(node, 2)), q(zero_point));
+        if !optional(node, 3).is_empty() || fill.is_none() || fill != zero_point {
+            let shown = |q: Option<i16>| q.map_or_else(|| "?".to_owned(), |q| q.to_string());
+            let (fill, zero_point) = (shown(fill), shown(zero_point));
+            return Err(unsupported(node, format!("it pads all axes or with {fill}; it may with the zero point, {zero_point}")));
+        }
+        Ok(())
+    }
+
     /// A node that moves quantised values: the same in float, each output with the parameters of the input.
     fn moved(&mut self, node: &'a NodeProto) -> Lowered<()> {
         let params = self.params[input_of(node, 0)?];
         let mut operator = node.clone();
         operator.input[0] = self.real(node, 0, params)?;
+        if node.op_type == "Pad" {
+            self.check_padding(node, params)?;
+            operator.input.truncate(2);
+        }
         operator.output = (0..node.output.len()).map(|idx| Self::inner(node, &format!("real{idx}"))).collect();
         let reals = operator.output.clone();
         self.nodes.push(operator);
@@ -164,9 +185,4 @@ impl<'a> Writer<'a> {
         }
         Ok(())
     }
-}
-
-/// Input `idx`, or an empty name.
-fn optional(node: &NodeProto, idx: usize) -> &str {
-    node.input.get(idx).map_or("", String::as_str)
 }

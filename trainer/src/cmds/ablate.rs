@@ -196,12 +196,19 @@ impl Args {
         for (_, table) in &tables {
             table.variants.iter().try_for_each(|variant| table.config(variant, &base).map(|_| ()))?;
         }
+        if self.settings.has_seed() {
+            return Err(Request("--seed: a table has several runs of each variant; name their --seeds".into()).into());
+        }
         let Some(val) = &base.val else {
             return Err(Request("--val is missing: the variants are compared on it".into()).into());
         };
         let mut val = Folder::open(val)?;
         val.coco.images = val.coco.images.into_iter().step_by(self.val_every as usize).collect();
         std::fs::create_dir_all(&self.out).with_context(|| format!("cannot make the folder {}", self.out.display()))?;
+        let lock = std::fs::File::open(&self.out).ok();
+        if lock.as_ref().is_some_and(|lock| matches!(lock.try_lock(), Err(std::fs::TryLockError::WouldBlock))) {
+            return Err(Request(format!("another process works in {}", self.out.display())).into());
+        }
         let val_sha256 = hex(&Sha256::digest(serde_json::to_string(&val.coco)?));
         let mut runner = Runner {
             val_sha256,
@@ -285,7 +292,8 @@ impl Runner {
         std::fs::create_dir_all(&dir.0).with_context(|| format!("cannot make the folder {}", dir.0.display()))?;
         if before.is_none() {
             if let Some(minutes) = self.minutes {
-                config.set_iterations(self.iterations_in(minutes, &config, dir)?);
+                let Some(iterations) = self.iterations_in(minutes, &config, dir)? else { return Ok(false) };
+                config.set_iterations(iterations);
             }
             config.model.write(&dir.model())?;
             config.write(&dir.config())?;
@@ -323,8 +331,8 @@ impl Runner {
         Ok(())
     }
 
-    /// Steps of a run that fit into a time, by the speed of a few.
-    fn iterations_in(&self, minutes: f64, config: &FitConfig, dir: &RunDir) -> Result<usize> {
+    /// Steps of a run that fit into a time, by the speed of a few; `None` where it was stopped.
+    fn iterations_in(&self, minutes: f64, config: &FitConfig, dir: &RunDir) -> Result<Option<usize>> {
         let trial = RunDir(dir.0.join("trial"));
         std::fs::create_dir_all(&trial.0)?;
         let steps = 20.min(config.iterations);
@@ -333,12 +341,15 @@ impl Runner {
         if timed.as_ref().is_err_and(|error| error.is::<Diverged>()) {
             // The run itself will, too, and be a line of the table.
             std::fs::remove_dir_all(&trial.0)?;
-            return Ok(steps);
+            return Ok(Some(steps));
         }
-        timed?;
+        if matches!(timed?, Outcome::Stopped(at) if at < steps) {
+            std::fs::remove_dir_all(&trial.0)?;
+            return Ok(None);
+        }
         let rate = last_speed(&trial.curve())?;
         std::fs::remove_dir_all(&trial.0)?;
-        Ok(((minutes * 60.0 * rate / config.batch as f64) as usize).max(1))
+        Ok(Some(((minutes * 60.0 * rate / config.batch as f64) as usize).max(1)))
     }
 
     fn measure(&self, config: &FitConfig, dir: &RunDir, details: bool) -> Result<Finished> {

@@ -32,6 +32,10 @@ impl Args {
             let is_file = run.is_file();
             let dir = RunDir(if is_file { run.parent().unwrap_or(Path::new("")).to_owned() } else { run.clone() });
             let spec = dir.spec()?;
+            if spec.quantized {
+                let run = run.display();
+                return Err(Request(format!("{run} was trained with quantisation: each such run has scales of its own")).into());
+            }
             let first = network.get_or_insert_with(|| spec.clone());
             if *first != spec {
                 return Err(Request(format!("{} is another network than {}", run.display(), self.runs[0].display())).into());

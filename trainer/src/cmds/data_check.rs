@@ -36,11 +36,16 @@ pub(crate) struct Args {
     #[arg(long)]
     init: Option<PathBuf>,
     /// Input width that the anchors are checked for, instead of the network's.
-    #[arg(long)]
+    #[arg(long, value_parser = side)]
     width: Option<usize>,
     /// Input height that the anchors are checked for, instead of the network's.
-    #[arg(long)]
+    #[arg(long, value_parser = side)]
     height: Option<usize>,
+}
+
+/// Width or height of a network's input.
+pub(super) fn side(text: &str) -> Result<usize, String> {
+    text.parse().ok().filter(|side| (1..=4096).contains(side)).ok_or_else(|| "1 to 4096 pixels".to_owned())
 }
 
 /// What boxes are held against.
@@ -156,6 +161,10 @@ fn check_boxes(folder: &Folder, network: &Network, findings: &mut Findings) {
             findings.faults.push(fault("is empty"));
             continue;
         }
+        if image.width == 0 || image.height == 0 {
+            findings.faults.push(fault(&format!("is in a picture of {}x{} pixels", image.width, image.height)));
+            continue;
+        }
         if x < -1.0 || y < -1.0 || x + w > right + 1.0 || y + h > bottom + 1.0 {
             findings.faults.push(fault("leaves the picture"));
         }
@@ -219,7 +228,7 @@ fn report_anchors(network: &Network, sizes: &[(f32, f32)]) {
     // Less than a point is not worth another set of anchors.
     if before.missed - after.missed >= 0.01 {
         println!(
-            "better: {:.1}%, {:.3}, with these lines under [model.anchors] of a fit.toml (`fit … --until 0 --out NEW` writes one, `fit --config` starts from \
+            "better: {:.1}%, {:.3}, with these lines under [model.anchors] of a fit.toml (`fit … --until 0 --out NEW` writes one, `fit --config` with another --out starts from \
              it):\n  base_sizes = {:?}\n  \
              aspect_ratios = {:?}",
             percent(after.missed),

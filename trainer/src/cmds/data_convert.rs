@@ -5,6 +5,7 @@ use crate::formats::Format;
 use crate::request::Request;
 use anyhow::{Context, Result};
 use std::collections::HashMap;
+use std::os::unix::fs::MetadataExt;
 use std::path::{Component, Path, PathBuf};
 
 /// Arguments of `fovea-train data convert`.
@@ -35,7 +36,7 @@ impl Args {
         if format == self.to && self.data == self.out {
             return Err(Request("--out is --data and --to is its format: there is nothing to do".into()).into());
         }
-        if Format::detect(&self.out).is_ok_and(|there| there == self.to) {
+        if self.to.is_here(&self.out) {
             let out = self.out.display();
             return Err(Request(format!(
                 "--out {out} holds labels in this format already, which would be replaced; name another folder"
@@ -44,6 +45,10 @@ impl Args {
         }
         let folder = Folder::open_as(&self.data, format)?;
         self.check_names(&folder)?;
+        if let Some(image) = folder.coco.images.iter().find(|image| image.width == 0 || image.height == 0) {
+            let (data, name) = (self.data.display(), &image.file_name);
+            return Err(Request(format!("{data}: {name} has {}x{} pixels, as its labels say", image.width, image.height)).into());
+        }
         let images = self.to.images_dir(&self.out);
         std::fs::create_dir_all(&images).with_context(|| format!("cannot make the folder {}", images.display()))?;
         if images.canonicalize()? != folder.images_dir().canonicalize()? {
@@ -53,9 +58,13 @@ impl Args {
                 if let Some(dir) = to.parent() {
                     std::fs::create_dir_all(dir).with_context(|| format!("cannot make the folder {}", dir.display()))?;
                 }
-                // A link to the picture itself: a copy would empty it.
-                if to.exists() && from.canonicalize()? == to.canonicalize()? {
-                    continue;
+                if let (Ok(there), Ok(picture)) = (to.metadata(), from.metadata()) {
+                    // A link to the picture itself, which a copy would empty, or an earlier copy.
+                    let is_same = (there.dev(), there.ino()) == (picture.dev(), picture.ino());
+                    if is_same || there.len() == picture.len() {
+                        continue;
+                    }
+                    return Err(Request(format!("{} is there and is another picture; name another --out", to.display())).into());
                 }
                 std::fs::copy(&from, &to).with_context(|| format!("cannot copy {} to {}", from.display(), to.display()))?;
                 bar.inc(1);

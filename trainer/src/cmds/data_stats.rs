@@ -23,10 +23,10 @@ pub(crate) struct Args {
     #[arg(long)]
     out: PathBuf,
     /// Input width that sizes are given for.
-    #[arg(long, default_value_t = 416)]
+    #[arg(long, default_value_t = 416, value_parser = super::data_check::side)]
     width: usize,
     /// Input height that sizes are given for.
-    #[arg(long, default_value_t = 256)]
+    #[arg(long, default_value_t = 256, value_parser = super::data_check::side)]
     height: usize,
 }
 
@@ -59,6 +59,7 @@ fn panels(folder: &Folder, size: (usize, usize)) -> [Panel; 4] {
     let net_per_frame: HashMap<u64, (f64, f64)> = coco
         .images
         .iter()
+        .filter(|image| image.width > 0 && image.height > 0)
         .map(|image| {
             let (sx, sy) = Letterbox::new((image.width as usize, image.height as usize), size).frame_per_net();
             (image.id, (1.0 / f64::from(sx), 1.0 / f64::from(sy)))

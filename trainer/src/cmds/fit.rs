@@ -224,6 +224,15 @@ impl Args {
         if config.batch % peers.world != 0 {
             return Err(Request(format!("batch {} cannot be shared by {} processes", config.batch, peers.world)).into());
         }
+        if self.resume && ModelSpec::read(&dir.model())? != config.model {
+            // What measures and exports reads the one, what trains the other.
+            return Err(Request(format!(
+                "{} has another [model] than {}: a run keeps the network that it began with; start another: --config with another --out",
+                dir.config().display(),
+                dir.model().display()
+            ))
+            .into());
+        }
         if !self.resume && peers.rank == 0 {
             config.write(&dir.config())?;
             config.model.write(&dir.model())?;
@@ -295,10 +304,22 @@ pub(crate) fn stop_on_interrupt() -> Result<Arc<AtomicBool>> {
 }
 
 impl Settings {
+    /// Whether a seed is given.
+    pub(crate) const fn has_seed(&self) -> bool {
+        self.seed.is_some()
+    }
+
     /// The settings of the run.
     pub(crate) fn config(&self) -> Result<FitConfig> {
         if let Some(path) = &self.config {
             let mut config = FitConfig::read(path)?;
+            if config.qat.is_some() && self.init.is_some() {
+                let path = path.display();
+                return Err(Request(format!(
+                    "--init: {path} is of a training with quantisation, which begins with its float run"
+                ))
+                .into());
+            }
             set(&mut config.data, self.data.clone());
             for (path, given) in
                 [(&mut config.val, &self.val), (&mut config.pseudo, &self.pseudo), (&mut config.init, &self.init)]

@@ -143,6 +143,15 @@ impl Args {
 
     /// Refuses to replace labels that it did not make.
     fn keep_labels(&self) -> Result<()> {
+        let real = |path: &Path| path.canonicalize().ok();
+        if let Some(annotations) = &self.annotations
+            && real(annotations).is_some_and(|annotations| real(&self.out) == Some(annotations))
+        {
+            let out = self.out.display();
+            return Err(
+                Request(format!("--out {out} is --annotations too, whose labels it would replace; name another file")).into()
+            );
+        }
         let Ok(text) = std::fs::read_to_string(&self.out) else { return Ok(()) };
         let before: serde_json::Value = serde_json::from_str(&text).unwrap_or_default();
         if before["info"]["teachers"].is_null() {

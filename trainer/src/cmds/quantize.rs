@@ -115,7 +115,13 @@ impl Args {
         let graph = Graph::new(&spec);
         let weights = weights::read(&dir.weights())?.weights;
         let folded = fold(&graph, &weights).with_context(|| dir.weights().display().to_string())?;
+        if spec.quantized && self.sensitivity {
+            return Err(Request("--sensitivity: a run of `fit --qat` has its ranges already".into()).into());
+        }
         let (quantization, how) = if spec.quantized {
+            say!(
+                "ranges are those of the training with quantisation: --calibration, --equalize, --correct-biases do nothing here"
+            );
             (stored(&graph, &folded, &weights)?, "trained with quantisation (`fit --qat`)".to_owned())
         } else {
             let pictures = calibration_pictures(&Folder::open(&self.data)?, &spec, self.pictures as usize, self.seed)?;
@@ -145,6 +151,11 @@ impl Args {
         };
         match comparison.refusal() {
             Some(lost) if self.accept_loss => say!("accepted: int8 loses more AP points than it may: {lost}"),
+            Some(lost) if spec.quantized => bail!(
+                "int8 loses more AP points against float than it may: {lost}. {}Train longer with quantisation (fit --qat, --iterations, \
+                 --lr), or quantise the float run itself; --accept-loss writes the model all the same",
+                comparison.doubt()
+            ),
             Some(lost) => bail!(
                 "int8 loses more AP points against float than it may: {lost}. {}Try other ranges (--calibration, --pictures), --equalize, \
                  --correct-biases, or train with quantisation (fit --qat); --sensitivity shows which layers cost most; --accept-loss \
@@ -365,13 +376,21 @@ impl Work {
         let stale: Vec<&str> = stale.collect();
         for name in names {
             let path = to.join(&name);
-            std::fs::rename(from.join(&name), &path).with_context(|| format!("cannot write {}", path.display()))?;
+            place(&from.join(&name), &path).with_context(|| format!("cannot write {}", path.display()))?;
         }
         // Those of the model that was there before.
         for name in stale {
             std::fs::remove_file(to.join(name)).ok();
         }
         Ok(())
+    }
+}
+
+/// Moves a file, or copies it where the folders are on different disks: a mounted one, or a link to one.
+fn place(from: &Path, to: &Path) -> std::io::Result<()> {
+    match std::fs::rename(from, to) {
+        Err(error) if error.kind() == std::io::ErrorKind::CrossesDevices => std::fs::copy(from, to).map(drop),
+        moved => moved,
     }
 }
 

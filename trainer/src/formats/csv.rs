@@ -1,8 +1,17 @@
 //! Comma-separated values as RFC 4180 has them: fields may stand in quotes, and quotes in such fields are doubled.
 
-/// Splits a text into rows of fields. Lines without a character are left out.
+/// Splits a text into rows of fields.
 pub(super) fn rows(text: &str) -> Vec<Vec<String>> {
     let mut rows = Vec::new();
+    each_row(text, |row| {
+        rows.push(row);
+        true
+    });
+    rows
+}
+
+/// Gives every row of a text to `take`, until that says `false`. Lines without a character are left out.
+pub(super) fn each_row(text: &str, mut take: impl FnMut(Vec<String>) -> bool) {
     let (mut row, mut field, mut is_quoted, mut has_any) = (Vec::new(), String::new(), false, false);
     let mut chars = text.trim_start_matches('\u{feff}').chars().peekable();
     while let Some(c) = chars.next() {
@@ -16,7 +25,9 @@ pub(super) fn rows(text: &str) -> Vec<Vec<String>> {
             '\r' | '\n' if !is_quoted => {
                 if has_any {
                     row.push(std::mem::take(&mut field));
-                    rows.push(std::mem::take(&mut row));
+                    if !take(std::mem::take(&mut row)) {
+                        return;
+                    }
                     has_any = false;
                 }
             }
@@ -28,9 +39,8 @@ pub(super) fn rows(text: &str) -> Vec<Vec<String>> {
     }
     if has_any {
         row.push(field);
-        rows.push(row);
+        take(row);
     }
-    rows
 }
 
 /// A row as text, with its line end.

@@ -43,20 +43,9 @@ pub(crate) struct Labelled {
 impl Format {
     /// The format of a data set, by what there is.
     pub(crate) fn detect(dir: &Path) -> Result<Self> {
-        if dir.join("annotations.json").is_file() {
-            return Ok(Self::Coco);
-        }
-        if dir.join("annotations.xml").is_file() {
-            return Ok(Self::Cvat);
-        }
-        if yolo::labels_of(dir).is_some() {
-            return Ok(Self::Yolo);
-        }
-        if voc::is_here(dir) {
-            return Ok(Self::Voc);
-        }
-        if open_images::boxes_of(dir).is_some() {
-            return Ok(Self::OpenImages);
+        let known = [Self::Coco, Self::Cvat, Self::Yolo, Self::Voc, Self::OpenImages];
+        if let Some(format) = known.into_iter().find(|format| format.is_here(dir)) {
+            return Ok(format);
         }
         Err(Request(format!(
             "{}: no labels found; a data set is a folder with annotations.json and images/ (COCO), images/ and labels/ (YOLO), \
@@ -65,6 +54,17 @@ impl Format {
             dir.display()
         ))
         .into())
+    }
+
+    /// Whether there are labels of this format, whatever else there is.
+    pub(crate) fn is_here(self, dir: &Path) -> bool {
+        match self {
+            Self::Coco => dir.join("annotations.json").is_file(),
+            Self::Cvat => dir.join("annotations.xml").is_file(),
+            Self::Yolo => yolo::labels_of(dir).is_some(),
+            Self::Voc => voc::is_here(dir),
+            Self::OpenImages => open_images::boxes_of(dir).is_some(),
+        }
     }
 
     /// Reads a data set of this format.
@@ -206,7 +206,12 @@ fn read_coco(path: &Path) -> Result<CocoDataset> {
 }
 
 fn read(path: &Path) -> Result<String> {
-    std::fs::read_to_string(path).with_context(|| format!("cannot read {}", path.display()))
+    let text = std::fs::read_to_string(path).with_context(|| format!("cannot read {}", path.display()))?;
+    // Editors of another system begin a text with a mark of its encoding.
+    Ok(match text.strip_prefix('\u{feff}') {
+        Some(rest) => rest.to_owned(),
+        None => text,
+    })
 }
 
 /// Writes a file, with the folders it is in.

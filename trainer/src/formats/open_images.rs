@@ -40,10 +40,22 @@ struct Table {
 }
 
 impl Table {
-    fn read(path: &Path) -> Result<Self> {
-        let mut rows = csv::rows(&read_text(path)?);
-        let header = if rows.is_empty() { Vec::new() } else { rows.remove(0) };
-        Ok(Self { path: path.to_owned(), columns: header.into_iter().zip(0..).collect(), rows })
+    /// Rows on pictures in `files`, by their id: the CSVs are of millions, a folder has a part of them.
+    fn read<T>(path: &Path, files: &HashMap<String, T>) -> Result<Self> {
+        let (mut columns, mut rows): (Option<HashMap<String, usize>>, _) = (None, Vec::new());
+        csv::each_row(&read_text(path)?, |row| {
+            match &columns {
+                None => columns = Some(row.into_iter().zip(0..).collect()),
+                Some(columns) => {
+                    let id = columns.get("ImageID").and_then(|&column| row.get(column));
+                    if id.is_some_and(|id| files.contains_key(id)) {
+                        rows.push(row);
+                    }
+                }
+            }
+            true
+        });
+        Ok(Self { path: path.to_owned(), columns: columns.unwrap_or_default(), rows })
     }
 
     fn text<'a>(&self, row: &'a [String], column: &str) -> Option<&'a str> {
@@ -61,11 +73,11 @@ pub(super) fn read(dir: &Path) -> Result<Labelled> {
     if paths.is_empty() {
         return Err(anyhow!("{}: no CSV with the columns ImageID, LabelName, XMin", dir.display()));
     }
-    // One for each split, whose pictures may lie together.
-    let tables: Vec<Table> = paths.iter().map(|path| Table::read(path)).collect::<Result<_>>()?;
-    let names = class_names(dir, &paths)?;
     let pictures = if dir.join("images").is_dir() { dir.join("images") } else { dir.to_owned() };
     let files = by_stem(&pictures)?;
+    // One for each split, whose pictures may lie together.
+    let tables: Vec<Table> = paths.iter().map(|path| Table::read(path, &files)).collect::<Result<_>>()?;
+    let names = class_names(dir, &paths)?;
     let mut reader = Reader::default();
     let mut categories: BTreeMap<&str, u32> = BTreeMap::new();
     let mut image_of: HashMap<String, (u64, (f64, f64))> = HashMap::new();
@@ -81,7 +93,6 @@ pub(super) fn read(dir: &Path) -> Result<Labelled> {
     let mut verified: HashMap<u64, BTreeSet<u32>> = HashMap::new();
     for (boxes, row) in tables.iter().flat_map(|boxes| boxes.rows.iter().map(move |row| (boxes, row))) {
         let (Some(id), Some(label)) = (boxes.text(row, "ImageID"), boxes.text(row, "LabelName")) else { continue };
-        // The CSVs are of all pictures; a folder may have a part of them.
         let Some(file) = files.get(id) else { continue };
         let (image, (w, h)) = picture(&mut reader, id, file)?;
         let category =
@@ -95,7 +106,7 @@ pub(super) fn read(dir: &Path) -> Result<Labelled> {
         verified.entry(image).or_default().insert(category);
     }
     for path in csvs_with(dir, false) {
-        let labels = Table::read(&path)?;
+        let labels = Table::read(&path, &files)?;
         for row in &labels.rows {
             let (Some(id), Some(label)) = (labels.text(row, "ImageID"), labels.text(row, "LabelName")) else { continue };
             // Classes that somebody looked for and did not find. One that is there has its boxes above, or is not complete.
@@ -117,10 +128,16 @@ fn class_names(dir: &Path, boxes: &[PathBuf]) -> Result<HashMap<String, String>>
         if boxes.contains(&path) {
             continue;
         }
-        let rows = csv::rows(&read_text(&path)?);
+        let text = read_text(&path)?;
         // Newer ones have a header.
-        if rows.iter().take(2).any(|row| row.len() == 2 && row[0].starts_with('/')) {
-            return Ok(rows
+        let (mut n_rows, mut is_it) = (0, false);
+        csv::each_row(&text, |row| {
+            n_rows += 1;
+            is_it |= row.len() == 2 && row[0].starts_with('/');
+            n_rows < 2
+        });
+        if is_it {
+            return Ok(csv::rows(&text)
                 .into_iter()
                 .filter_map(|row| <[String; 2]>::try_from(row).ok())
                 .map(|[id, name]| (id, name))

@@ -30,7 +30,7 @@ pub(super) fn read(dir: &Path) -> Result<Labelled> {
     let (pictures, labels) = labels_of(dir).ok_or_else(|| {
         Request(format!("{}: no folders images/ and labels/; labels of a/images/b are in a/labels/b", dir.display()))
     })?;
-    let names = names_of(&labels, dir)?;
+    let Names { names, is_pose } = names_of(&labels, dir)?;
     let mut reader = Reader::default();
     for name in &names {
         reader.category(name);
@@ -50,6 +50,8 @@ pub(super) fn read(dir: &Path) -> Result<Labelled> {
             let fault = |what: &str| anyhow!("{}:{number}: {what}: {line:?}", path.display());
             let values = values.ok_or_else(|| fault("not numbers"))?;
             let (bbox, score) = match *values {
+                // Key points follow the box.
+                [_, cx, cy, w, h, ..] if is_pose => ([cx - w / 2.0, cy - h / 2.0, cx + w / 2.0, cy + h / 2.0], None),
                 [_, cx, cy, w, h] => ([cx - w / 2.0, cy - h / 2.0, cx + w / 2.0, cy + h / 2.0], None),
                 [_, cx, cy, w, h, score] => ([cx - w / 2.0, cy - h / 2.0, cx + w / 2.0, cy + h / 2.0], Some(score)),
                 [_, ref points @ ..] if points.len() >= 6 && points.len() % 2 == 0 => (bounds(points), None),
@@ -94,8 +96,15 @@ fn bounds(points: &[f64]) -> [f64; 4] {
         .fold([f64::MAX, f64::MAX, f64::MIN, f64::MIN], |b, p| [b[0].min(p[0]), b[1].min(p[1]), b[2].max(p[0]), b[3].max(p[1])])
 }
 
+/// What a file of names says.
+struct Names {
+    names: Vec<String>,
+    /// Lines of labels have a box and key points.
+    is_pose: bool,
+}
+
 /// Class names, from the first file of names in the folder of the labels, the data set's, or the three above it.
-fn names_of(labels: &Path, dir: &Path) -> Result<Vec<String>> {
+fn names_of(labels: &Path, dir: &Path) -> Result<Names> {
     let folders = std::iter::once(labels).chain(dir.ancestors().take(4));
     let path = folders.flat_map(|folder| NAME_FILES.iter().map(|name| folder.join(name))).find(|path| path.is_file());
     let path = path.ok_or_else(|| {
@@ -109,7 +118,7 @@ fn names_of(labels: &Path, dir: &Path) -> Result<Vec<String>> {
     };
     match names.is_empty() {
         true => bail!("{}: no class names", path.display()),
-        false => Ok(names),
+        false => Ok(Names { names, is_pose: text.lines().any(|line| line.starts_with("kpt_shape:")) }),
     }
 }
 
@@ -229,6 +238,12 @@ mod tests {
             coco.annotations.iter().map(|a| (a.category_id, a.bbox.map(|v| v.round() as i64), a.score)).collect();
         assert_eq!(got, [(2, [40, 15, 20, 20], None), (1, [0, 0, 50, 50], Some(0.875)), (1, [10, 10, 20, 30], None)]);
         assert_eq!(coco.images.len(), 2);
+        // With key points, and a mark of the encoding in front.
+        std::fs::write(dir.path().join("data.yaml"), "\u{feff}names: [cat, dog]\nkpt_shape: [2, 2]\n").unwrap();
+        std::fs::write(labels.join("a.txt"), "\u{feff}1 0.5 0.5 0.2 0.4 0.9 0.9 0.1 0.1\n").unwrap();
+        let coco = read(&pictures).unwrap().coco;
+        assert_eq!(coco.annotations[0].bbox.map(|v| v.round() as i64), [40, 15, 20, 20]);
+        std::fs::write(dir.path().join("data.yaml"), "names: [cat, dog]\n").unwrap();
         for (line, part) in
             [("0 0.5 0.5 0.2", "expected"), ("2 0.5 0.5 0.2 0.4", "there are 2 names"), ("a 1 1 1 1", "not numbers")]
         {

@@ -88,9 +88,13 @@ pub(in crate::kernels::aarch64) unsafe fn load_quads(from: *const u8, quads: usi
     unsafe {
         let (zero, words) = (vdupq_n_u32(0), from.cast::<u32>());
         let bytes = match quads {
-            1 => vld1q_lane_u32::<0>(words, zero),
+            // The words are not aligned.
+            1 => vsetq_lane_u32::<0>(words.read_unaligned(), zero),
             2 => vreinterpretq_u32_u8(vcombine_u8(vld1_u8(from), vdup_n_u8(0))),
-            _ => vld1q_lane_u32::<2>(words.add(2), vreinterpretq_u32_u8(vcombine_u8(vld1_u8(from), vdup_n_u8(0)))),
+            _ => {
+                let first = vreinterpretq_u32_u8(vcombine_u8(vld1_u8(from), vdup_n_u8(0)));
+                vsetq_lane_u32::<2>(words.add(2).read_unaligned(), first)
+            }
         };
         vreinterpretq_u8_u32(bytes)
     }

@@ -312,7 +312,7 @@ impl Settings {
     /// The settings of the run.
     pub(crate) fn config(&self) -> Result<FitConfig> {
         if let Some(path) = &self.config {
-            let mut config = FitConfig::read(path)?;
+            let mut config = FitConfig::read(path).map_err(|error| Request(format!("{error:#}")))?;
             if config.qat.is_some() && self.init.is_some() {
                 let path = path.display();
                 return Err(Request(format!(

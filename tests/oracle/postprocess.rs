@@ -242,6 +242,38 @@ fn is_same(got: &Detection, (class, score, bbox): &Found, score_tolerance: f64) 
         })
 }
 
+fn iou(a: [f64; 4], b: [f64; 4]) -> f64 {
+    let side = |low: usize| (a[low + 2].min(b[low + 2]) - a[low].max(b[low])).max(0.0);
+    let area = |r: [f64; 4]| (r[2] - r[0]) * (r[3] - r[1]);
+    let shared = side(0) * side(1);
+    shared / (area(a) + area(b) - shared)
+}
+
+/// Compares detections best first. Where the overlap with a better one is the threshold but for what f32 rounds, one side may
+/// have a box that the other drops.
+fn compare_in_order(case: &Case, found: &[Detection], want: &[Found]) {
+    let (mut n_got, mut n_want, mut n_undecided) = (0, 0, 0);
+    let rules = &case.manifest.postprocess;
+    let is_undecided = |bbox: [f64; 4], class: u16| {
+        let rivals = found.iter().filter(|other| rules.class_agnostic_nms || other.class_id.0 == class);
+        let mut overlaps = rivals.map(|other| iou(other.bbox.to_array().map(f64::from), bbox));
+        overlaps.any(|overlap| (overlap - f64::from(rules.nms_iou_threshold)).abs() < 1e-5)
+    };
+    while let (Some(got), Some(want)) = (found.get(n_got), want.get(n_want)) {
+        if is_same(got, want, 1e-6) {
+            (n_got, n_want) = (n_got + 1, n_want + 1);
+        } else if is_undecided(want.2, want.0) {
+            (n_want, n_undecided) = (n_want + 1, n_undecided + 1);
+        } else if is_undecided(got.bbox.to_array().map(f64::from), got.class_id.0) {
+            (n_got, n_undecided) = (n_got + 1, n_undecided + 1);
+        } else {
+            panic!("{}, detection {n_got}: {got:?}, reference {want:?}", case.name);
+        }
+    }
+    let n_left = found.len() - n_got + want.len() - n_want;
+    assert!(n_left <= n_undecided && n_undecided <= 2, "{}: {n_left} too many, {n_undecided} undecided", case.name);
+}
+
 /// What this program finds in a case.
 fn find(case: &Case) -> Vec<Detection> {
     let levels = case.heads.iter().zip(case.manifest.grids()).map(|((cls, bbox), grid)| LevelHeads {
@@ -277,14 +309,12 @@ fn detections_agree_with_torchvisions_semantics() {
     let mut n_found = 0;
     for (case, want) in cases.iter().zip(ask(&python, &cases)) {
         let found = find(case);
-        assert_eq!(found.len(), want.len(), "{}: number of detections", case.name);
         if case.manifest.postprocess.nms == NmsMethod::Greedy {
-            for (idx, (got, want)) in found.iter().zip(&want).enumerate() {
-                assert!(is_same(got, want, 1e-6), "{}, detection {idx}: {got:?}, reference {want:?}", case.name);
-            }
+            compare_in_order(case, &found, &want);
         } else {
             // A narrow Gaussian makes much of the last bits of an IoU, and scores that were lowered may be so near to each other
             // that f32 and f64 order them differently.
+            assert_eq!(found.len(), want.len(), "{}: number of detections", case.name);
             let mut left = want;
             for got in &found {
                 let same = left.iter().position(|want| is_same(got, want, 1e-4));

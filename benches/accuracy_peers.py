@@ -68,6 +68,12 @@ def least_time(network):
     return 1e3 * min(times)
 
 
+def complete(image, category):
+    """Categories that are completely labelled in a picture: all of them where it says nothing."""
+    listed = image.get("exhaustive_category_ids")
+    return [category] if listed is None else listed
+
+
 def average_precision(labels, results):
     """AP and AP50 by class name, where the class has boxes."""
     truth = COCO()
@@ -79,7 +85,7 @@ def average_precision(labels, results):
     for category in sorted(c["id"] for c in labels["categories"] if NAMES.get(c["id"]) == c["name"]):
         evaluation = COCOeval(truth, found, "bbox")
         evaluation.params.catIds = [category]
-        evaluation.params.imgIds = [i["id"] for i in labels["images"] if category in i.get("exhaustive_category_ids", [category])]
+        evaluation.params.imgIds = [i["id"] for i in labels["images"] if category in complete(i, category)]
         if not evaluation.params.imgIds:
             continue
         with contextlib.redirect_stdout(io.StringIO()):
@@ -112,9 +118,12 @@ def main():
         parser.error("name at least one network")
     labels = json.loads((arguments.data / "annotations.json").read_text())
     # Scored labels count as in `fovea eval`: objects from 0.45, ignored from 0.2.
-    labels["annotations"] = [a for a in labels["annotations"] if a.get("score", 1) >= 0.2]
-    for annotation in labels["annotations"]:
-        annotation["iscrowd"] = int(annotation.get("iscrowd", 0) or annotation.get("score", 1) < 0.45)
+    scored = [(a, 1 if a.get("score") is None else a["score"]) for a in labels["annotations"]]
+    labels["annotations"] = [annotation for annotation, score in scored if score >= 0.2]
+    # Ids are optional and need not be unique; pycocotools takes 0 for "no box".
+    for number, (annotation, score) in enumerate((pair for pair in scored if pair[1] >= 0.2), 1):
+        annotation["id"] = number
+        annotation["iscrowd"] = int(annotation.get("iscrowd") or score < 0.45)
         annotation["area"] = annotation.get("area") or annotation["bbox"][2] * annotation["bbox"][3]
     for name, peer in peers.items():
         results = []

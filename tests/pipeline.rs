@@ -836,6 +836,26 @@ fn a_full_disk_is_an_error_and_the_report_is_written() {
     assert!(report["error"].as_str().unwrap().contains("/dev/full"));
 }
 
+/// Who reads the file reads whole lines.
+#[test]
+fn a_line_that_finds_no_room_is_taken_back() {
+    let Some(model) = model() else { return };
+    let folder = tempfile::tempdir().unwrap();
+    let lines = folder.path().join("d.jsonl");
+    // A file may have 512 or 1,024 bytes, as the shell counts: a few lines, and a part of one.
+    let limited = r#"trap '' XFSZ; ulimit -f 1; exec "$0" "$@""#;
+    let mut command = Command::new("sh");
+    command.args(["-c", limited, env!("CARGO_BIN_EXE_fovea"), "run", "--model", &model, "--threads", "1", "--detections"]);
+    command.arg(&lines).args(["--source", "test://?width=64&height=48&frames=50", "--report", "-"]);
+    let output = command.output().unwrap();
+    let message = String::from_utf8_lossy(&output.stderr);
+    assert_eq!(output.status.code(), Some(1), "{message}");
+    assert!(message.contains("d.jsonl") && message.contains("what was written before is kept"), "{message}");
+    let text = std::fs::read_to_string(&lines).unwrap();
+    assert!(text.ends_with('\n') && (256..1024).contains(&text.len()), "{text}");
+    assert!(text.lines().all(|line| serde_json::from_str::<serde_json::Value>(line).is_ok()), "{text}");
+}
+
 /// Failures of the real world: exit code, words, and that a password stays unsaid.
 #[test]
 fn what_breaks_a_run_decides_its_exit_code() {

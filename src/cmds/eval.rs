@@ -83,6 +83,9 @@ impl Args {
                 say!("left out, only the {whose} has them: {}", classes.join(", "));
             }
         }
+        if !evaluation.not_looked_for.is_empty() {
+            say!("left out, not looked for: {}", evaluation.not_looked_for.join(", "));
+        }
         let metrics = evaluation.evaluator.summarize();
         let of_class = evaluation.evaluator.outcomes().into_iter().zip(&evaluation.display_thresholds);
         let counts = of_class.map(|(class, &threshold)| class.counts(threshold));

@@ -7,6 +7,7 @@ use serde::Serialize;
 use std::ffi::{OsStr, OsString};
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Write};
+use std::os::unix::fs::MetadataExt;
 use std::path::{Component, Path, PathBuf};
 
 /// A result file that is opened before the work starts, so that hours are not spent on what cannot be written. It
@@ -65,10 +66,11 @@ pub(crate) fn keep_apart<'a>(
     written: impl IntoIterator<Item = &'a Path>,
 ) -> anyhow::Result<()> {
     let mut taken: Vec<PathBuf> = read.into_iter().map(place).collect();
+    let is_one = |a: &PathBuf, b: &PathBuf| a == b || is_hard_link(a, b);
     // Devices such as /dev/null may be named twice.
     for path in written.into_iter().filter(|path| *path != Path::new("-") && (path.is_file() || !path.exists())) {
         let place = place(path);
-        if taken.contains(&place) {
+        if taken.iter().any(|other| is_one(other, &place)) {
             let path = path.display();
             anyhow::bail!("{path} would be overwritten: it is named twice; give every output a name of its own");
         }
@@ -87,6 +89,12 @@ pub(crate) fn model_files(model: &Path) -> Vec<PathBuf> {
     let entries = fs::read_dir(model).into_iter().flatten().flatten();
     let files: Vec<PathBuf> = entries.map(|entry| entry.path()).filter(is_of_model).collect();
     if files.is_empty() { vec![model.to_owned()] } else { files }
+}
+
+/// Whether two paths are names of one file.
+fn is_hard_link(a: &Path, b: &Path) -> bool {
+    let inode = |path: &Path| fs::metadata(path).map(|metadata| (metadata.dev(), metadata.ino()));
+    matches!((inode(a), inode(b)), (Ok(a), Ok(b)) if a == b)
 }
 
 /// Where a path leads, whether or not it is there: its folders may be yet to be made.

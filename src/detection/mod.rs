@@ -103,7 +103,7 @@ pub struct Detection {
     pub bbox: BBox,
     /// What it is.
     pub class_id: ClassId,
-    /// `sigmoid(logit)`, in `[0, 1]`.
+    /// `sigmoid(logit)`, lowered by soft suppression; in `[0, 1]`.
     pub score: f32,
 }
 

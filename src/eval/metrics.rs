@@ -88,7 +88,8 @@ fn serialize_as_map<S: Serializer>(classes: &[(String, ClassReport)], serializer
 pub struct F1Threshold {
     /// Class, as the data set numbers it.
     pub category_id: u32,
-    /// Keep a detection if its score is above; half way between the last score kept and the first one dropped.
+    /// Keep a detection if its score is above; half way between the last score kept and the first one dropped,
+    /// or the lowest that was looked at.
     pub score_threshold: f64,
     /// F1 at IoU 0.5 with this threshold.
     pub f1: f64,
@@ -255,9 +256,11 @@ impl CocoEvaluator {
     }
 
     /// For each class the score threshold with the best F1 at IoU 0.5; classes without a true detection are left out.
+    /// `lowest`: scores up to there were not looked at.
     #[must_use]
-    pub fn best_f1_thresholds(&self) -> Vec<F1Threshold> {
-        self.categories.iter().zip(&self.cells).filter_map(|((id, _), cells)| best_f1(*id, &ClassOutcomes::of(cells))).collect()
+    pub fn best_f1_thresholds(&self, lowest: f64) -> Vec<F1Threshold> {
+        let classes = self.categories.iter().zip(&self.cells);
+        classes.filter_map(|((id, _), cells)| best_f1(*id, &ClassOutcomes::of(cells), lowest)).collect()
     }
 
     /// True and false detections of every class at IoU 0.5, in the order of the data set.
@@ -490,13 +493,13 @@ fn interpolated_precision(outcomes: &[Outcome], n_times: &[usize], n_positives: 
 }
 
 #[expect(clippy::cast_precision_loss, reason = "counts are far below 2^53")]
-fn best_f1(category_id: u32, outcomes: &ClassOutcomes) -> Option<F1Threshold> {
+fn best_f1(category_id: u32, outcomes: &ClassOutcomes, lowest: f64) -> Option<F1Threshold> {
     let counted = &outcomes.detections;
     let mut best: Option<F1Threshold> = None;
     let mut n_true = 0usize;
     for (idx, &(score, is_true)) in counted.iter().enumerate() {
         n_true += usize::from(is_true);
-        let next_score = counted.get(idx + 1).map_or(0.0, |next| next.0);
+        let next_score = counted.get(idx + 1).map_or(lowest, |next| next.0);
         // Equal scores are kept or dropped together.
         if next_score >= score || n_true == 0 {
             continue;
@@ -569,6 +572,15 @@ mod tests {
             [found, missed, false_positives]
         };
         assert_eq!([0.0, 0.2, 0.5, 0.6, 1.0].map(counts), [[3, 1, 2], [2, 2, 1], [1, 3, 0], [1, 3, 0], [0, 4, 0]]);
+    }
+
+    #[test]
+    fn the_best_threshold_is_one_that_was_measured() {
+        let class = |scores: &[(f64, bool)]| ClassOutcomes { detections: scores.to_vec(), boxes: 2 };
+        let best = |scores: &[(f64, bool)]| best_f1(1, &class(scores), 0.05).map(|best| best.score_threshold);
+        assert_eq!(best(&[(0.75, true), (0.25, false)]), Some(0.5));
+        assert!(best(&[(0.9, true), (0.06, true)]).is_some_and(|threshold| (threshold - 0.055).abs() < 1e-12));
+        assert_eq!(best(&[(0.9, false)]), None);
     }
 
     /// A sure label of a model counts as a drawn one, a doubtful one neither for nor against, a weak one not at all.

@@ -27,19 +27,8 @@ impl Output {
         if path.as_os_str() == "-" || path.as_os_str() == "/dev/stdout" { Self::Stdout } else { Self::File(path) }
     }
 
-    /// Opens it for writing.
-    ///
-    /// # Errors
-    /// [`OutputError::Create`] naming the file.
-    pub fn create(&self) -> Result<Box<dyn Write + Send>, OutputError> {
-        Ok(match self.create_file()? {
-            Some(file) => Box::new(file),
-            None => Box::new(io::stdout()),
-        })
-    }
-
-    /// The file, opened; `None` for standard output.
-    fn create_file(&self) -> Result<Option<File>, OutputError> {
+    /// The file, opened for writing; `None` for standard output.
+    fn create(&self) -> Result<Option<File>, OutputError> {
         let Self::File(path) = self else { return Ok(None) };
         File::create(path).map(Some).map_err(|source| OutputError::Create { path: path.clone(), source })
     }
@@ -184,7 +173,7 @@ impl DetectionsWriter {
         if self.out.is_some() {
             return Ok(());
         }
-        self.out = Some(match self.output.create_file()? {
+        self.out = Some(match self.output.create()? {
             None => Box::new(io::stdout()),
             Some(file) => {
                 let is_regular = file.metadata().is_ok_and(|metadata| metadata.is_file());

@@ -42,6 +42,8 @@ pub struct Evaluation {
     pub unknown_to_model: Vec<String>,
     /// Classes of the model that the data set does not have: their detections are left out.
     pub unknown_to_data: Vec<String>,
+    /// Classes of both that are not looked for: left out.
+    pub not_looked_for: Vec<String>,
 }
 
 /// Why a model cannot be evaluated.
@@ -141,7 +143,19 @@ pub fn evaluate_dataset(
     }
     let (known, unknown_to_model) =
         std::mem::take(&mut dataset.categories).into_iter().partition(|category| manifest.classes.contains(&category.name));
-    dataset.categories = known;
+    let looked_for = match options.postprocess.classes.as_slice() {
+        [] => manifest.postprocess.classes.as_slice(),
+        asked => asked,
+    };
+    let is_looked_for = |category: &CocoCategory| looked_for.is_empty() || looked_for.contains(&category.name);
+    let (looked_for, not_looked_for): (_, Vec<CocoCategory>) = Vec::into_iter(known).partition(is_looked_for);
+    dataset.categories = looked_for;
+    if dataset.categories.is_empty() {
+        let dataset = Vec::into_iter(not_looked_for).map(|category| category.name).collect();
+        let asked = &options.postprocess.classes;
+        let model = if asked.is_empty() { manifest.postprocess.classes } else { asked.clone() };
+        return Err(EvaluateError::Classes { path: path.to_owned(), dataset, model });
+    }
     let unknown_to_data = manifest.classes.iter().zip(&categories).filter(|(_, id)| id.is_none()).map(|(name, _)| name.clone());
 
     let shown_from = |category: &CocoCategory| {
@@ -179,10 +193,12 @@ pub fn evaluate_dataset(
         display_thresholds,
         unknown_to_model: unknown_to_model.into_iter().map(|category| category.name).collect(),
         unknown_to_data: unknown_to_data.collect(),
+        not_looked_for: not_looked_for.into_iter().map(|category| category.name).collect(),
     })
 }
 
-/// Detections of every picture, in the order of the data set. The first error ends the work of all threads.
+/// Detections of every picture, in the order of the data set. An error ends the work of all threads; that of the first picture
+/// is told.
 fn detect_all(
     detectors: Vec<Detector>,
     images: &[CocoImage],
@@ -193,7 +209,7 @@ fn detect_all(
 ) -> Result<Vec<(usize, Scored)>, EvaluateError> {
     let (next, n_done) = (AtomicUsize::new(0), AtomicUsize::new(0));
     // Relaxed: the counters hand out numbers and nothing else; results travel through the threads' joins.
-    let work = |mut detector: Detector| -> Result<Vec<(usize, Scored)>, EvaluateError> {
+    let work = |mut detector: Detector| -> Result<Vec<(usize, Scored)>, (usize, EvaluateError)> {
         let mut results = Vec::new();
         let mut detections: Vec<Detection> = Vec::new();
         loop {
@@ -206,7 +222,7 @@ fn detect_all(
             });
             if let Err(error) = found {
                 next.store(images.len(), Ordering::Relaxed);
-                return Err(error);
+                return Err((image_idx, error));
             }
             results.push((image_idx, scored(&detections, categories)));
             progress(n_done.fetch_add(1, Ordering::Relaxed) + 1, images.len());
@@ -219,8 +235,15 @@ fn detect_all(
         threads.into_iter().map(|thread| thread.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))).collect()
     });
     let mut all = Vec::with_capacity(images.len());
+    let mut errors = Vec::new();
     for results in finished {
-        all.append(&mut results?);
+        match results {
+            Ok(mut results) => all.append(&mut results),
+            Err(error) => errors.push(error),
+        }
+    }
+    if let Some((_, error)) = errors.into_iter().min_by_key(|(image_idx, _)| *image_idx) {
+        return Err(error);
     }
     all.sort_unstable_by_key(|(image_idx, _)| *image_idx);
     Ok(all)

@@ -80,7 +80,7 @@ impl Default for Histogram {
 impl Histogram {
     /// Adds a time.
     pub fn record(&mut self, time: Duration) {
-        let micros = usize::try_from(time.as_micros()).unwrap_or(usize::MAX);
+        let micros = usize::try_from(time.as_nanos().div_ceil(1000)).unwrap_or(usize::MAX);
         let step = step_of(micros).min(self.counts.len() - 1);
         self.counts[step] = self.counts[step].saturating_add(1);
         self.n += 1;
@@ -194,6 +194,11 @@ mod tests {
             assert!((0.0..=exact / 64.0).contains(&(found - exact)), "{found}, exactly {exact}");
         }
         assert!((quantiles.max - 1000.0).abs() < 1e-9);
+        // Rounded up to a microsecond, but not beyond the longest.
+        let mut short = Histogram::default();
+        [100, 900, 1900].map(Duration::from_nanos).into_iter().for_each(|time| short.record(time));
+        let Quantiles { p50, max, .. } = short.quantiles();
+        assert!((p50 - 0.001).abs() < 1e-9 && (max - 0.002).abs() < 1e-9, "{p50} {max}");
         histogram.record(Duration::from_secs(u64::MAX));
         assert_eq!(histogram.len(), 1001);
     }

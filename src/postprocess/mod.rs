@@ -105,12 +105,17 @@ impl Postprocessor {
     }
 
     /// Fills `out` with the detections of `heads`, best first, in pixels of the network input.
+    ///
+    /// # Panics
+    /// If the levels of `heads` are not those of the manifest.
     pub fn run(&mut self, heads: &HeadOutputs<'_>, out: &mut Vec<Detection>) {
+        let grids = self.decoder.anchors.levels.iter().map(|level| level.grid);
+        assert!(heads.levels.iter().map(|level| level.grid).eq(grids), "the heads are those of another network");
         out.clear();
         out.reserve(self.rules.max_detections.min(self.candidates.capacity()));
         self.candidates.clear();
         let top_k = self.rules.topk_candidates_per_level;
-        for (level_idx, level) in heads.levels.iter().enumerate().take(self.decoder.anchors.levels.len()) {
+        for (level_idx, level) in heads.levels.iter().enumerate() {
             self.of_level.clear();
             match (level.cls_logits, level.bbox_deltas) {
                 (HeadData::Quantized(logits, cls), HeadData::Quantized(_, bbox)) => {

@@ -134,8 +134,12 @@ impl Rules {
         let shown = |idx: usize| options.score_threshold.unwrap_or_else(|| manifest.display_threshold(idx));
         let mut thresholds: Vec<f32> = (0..manifest.n_classes()).map(shown).collect();
         for (name, threshold) in &options.class_thresholds {
-            let class = manifest.classes.iter().position(|class| class == name);
-            thresholds[class.ok_or_else(|| unknown("class_thresholds", name))?] = *threshold;
+            if !manifest.classes.contains(name) {
+                return Err(unknown("class_thresholds", name));
+            }
+            // Several outputs may have one name.
+            let is_named = |(_, class): &(&mut f32, &String)| *class == name;
+            thresholds.iter_mut().zip(&manifest.classes).filter(is_named).for_each(|(shown, _)| *shown = *threshold);
             if !is_kept(name) {
                 return Err(OptionError::Contradiction {
                     option: OptionName("class_thresholds"),

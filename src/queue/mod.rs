@@ -2,7 +2,8 @@
 //!
 //! In: frames from any thread of the source. Out: the same frames to one consumer, oldest first, or back to the producer
 //! when they were displaced or refused: none is lost, none comes out twice. The ring is crossbeam's `ArrayQueue`; a side
-//! that has to wait sleeps on a crossbeam `Parker`. Under [`Overflow::DropOldest`] a push never waits and takes no lock.
+//! that has to wait sleeps on a crossbeam `Parker`. Under [`Overflow::DropOldest`] a push never waits for the consumer; waking one
+//! that sleeps takes its parker's lock for a moment.
 //!
 //! # Close protocol
 //! `state` holds the closed bit and the number of pushes in progress, in one word, so that all changes of both are in
@@ -103,20 +104,21 @@ impl<T> Shared<T> {
     }
 
     fn counts(&self) -> Counts {
-        // Acquire: pairs with the Release of the three counters below. Each of their steps comes after the `offered`
-        // step of the same item, so `offered`, read last, is never behind them.
+        // Acquire: pairs with the Release of the counters in `push` and `try_pop`. Each step of the first three comes after
+        // the `offered` step of the same item, so `offered`, read last, is never behind them.
         let displaced = self.displaced.load(Ordering::Acquire);
         let refused = self.refused.load(Ordering::Acquire);
         let taken = self.taken.load(Ordering::Acquire);
-        // Relaxed: the loads above already order it.
-        let offered = self.offered.load(Ordering::Relaxed);
+        // Acquire: whoever counts items before they are pushed is never seen behind.
+        let offered = self.offered.load(Ordering::Acquire);
         Counts { offered, displaced, refused, taken }
     }
 
     fn push(&self, item: T) -> Pushed<T> {
-        // Relaxed: ordered before the other counters by the ring (push before pop of the same item), by program order
-        // (refused), or by the ring again (displaced).
-        self.offered.fetch_add(1, Ordering::Relaxed);
+        // Release: what the caller counted before is visible to whoever reads this step. It is ordered before the other
+        // counters by the ring (push before pop of the same item), by program order (refused), or by the ring again
+        // (displaced).
+        self.offered.fetch_add(1, Ordering::Release);
         // Acquire: if the bit is set, what the closer did before is visible. The ring is only touched after this step
         // has returned with the bit clear.
         let outcome = if self.state.fetch_add(PUSHING, Ordering::Acquire) & CLOSED != 0 {
@@ -206,28 +208,10 @@ impl<T> Sender<T> {
         self.0.close();
     }
 
-    /// Whether either side has closed the queue.
-    #[must_use]
-    pub fn is_closed(&self) -> bool {
-        self.0.is_closed()
-    }
-
     /// What has gone through so far.
     #[must_use]
     pub fn counts(&self) -> Counts {
         self.0.counts()
-    }
-
-    /// Number of items that wait.
-    #[must_use]
-    pub fn len(&self) -> usize {
-        self.0.ring.len()
-    }
-
-    /// Whether no item waits.
-    #[must_use]
-    pub fn is_empty(&self) -> bool {
-        self.len() == 0
     }
 }
 
@@ -303,7 +287,7 @@ mod tests {
         assert_eq!(sender.push(1), Pushed::Queued);
         assert_eq!(sender.push(2), Pushed::Queued);
         assert_eq!(sender.push(3), Pushed::Displaced(1));
-        assert_eq!(sender.len(), 2);
+        assert_eq!(receiver.counts().pending(), Some(2));
         assert_eq!((receiver.pop(), receiver.try_pop(), receiver.try_pop()), (Some(2), Some(3), None));
         assert_eq!(receiver.counts(), Counts { offered: 3, displaced: 1, refused: 0, taken: 2 });
     }
@@ -318,7 +302,6 @@ mod tests {
             } else {
                 receiver.close();
             }
-            assert!(sender.is_closed());
             assert_eq!(sender.push(2), Pushed::Refused(2));
             assert_eq!((receiver.pop(), receiver.pop(), receiver.pop()), (Some(1), None, None));
             assert_eq!(receiver.counts(), Counts { offered: 2, displaced: 0, refused: 1, taken: 1 });
@@ -330,6 +313,11 @@ mod tests {
         let (sender, receiver) = bounded(1, Overflow::Block);
         assert_eq!(sender.push(1), Pushed::Queued);
         let waiting = thread::spawn(move || sender.push(2));
+        // Time to find the ring full and to fall asleep; a push that comes too late is turned away as well.
+        while receiver.counts().offered < 2 {
+            thread::yield_now();
+        }
+        thread::sleep(std::time::Duration::from_millis(50));
         drop(receiver);
         assert_eq!(waiting.join().unwrap(), Pushed::Refused(2));
     }

@@ -139,3 +139,25 @@ fn counters_never_contradict_each_other() {
         assert_eq!(receiver.counts().pending(), Some(0));
     });
 }
+
+/// The frame ledger counts a frame before it is pushed, and is compared with the queue's counters at any moment.
+#[test]
+fn what_was_counted_before_a_push_is_never_behind() {
+    model(3, || {
+        let (sender, mut receiver) = bounded(1, Overflow::DropOldest);
+        let counted = loom::sync::Arc::new(AtomicU64::new(0));
+        let producer = {
+            let (sender, counted) = (sender.clone(), counted.clone());
+            thread::spawn(move || {
+                for item in [1, 2] {
+                    counted.fetch_add(1, Ordering::Release);
+                    drop(sender.push(item));
+                }
+            })
+        };
+        let offered = sender.counts().offered;
+        assert!(offered <= counted.load(Ordering::Acquire));
+        producer.join().unwrap();
+        assert_eq!(receiver.try_pop(), Some(2));
+    });
+}

@@ -46,10 +46,6 @@ mod model {
         pub(in crate::queue) fn pop(&self) -> Option<T> {
             self.items.lock().unwrap().pop_front()
         }
-
-        pub(in crate::queue) fn len(&self) -> usize {
-            self.items.lock().unwrap().len()
-        }
     }
 
     #[derive(Clone)]

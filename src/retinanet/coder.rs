@@ -58,7 +58,9 @@ impl BoxCoder {
 
 #[expect(clippy::cast_possible_truncation, reason = "f64 to f32 rounds to nearest even")]
 fn exp_clipped(d: f32) -> f32 {
-    libm::exp(f64::from(d.min(BBOX_XFORM_CLIP))) as f32
+    // `min` would make a number of what is none.
+    let clipped = if d > BBOX_XFORM_CLIP { BBOX_XFORM_CLIP } else { d };
+    libm::exp(f64::from(clipped)) as f32
 }
 
 #[cfg(test)]
@@ -88,5 +90,7 @@ mod tests {
         let anchor = BBox::new(0.0, 0.0, 16.0, 16.0);
         let bbox = BoxCoder::decode(&Deltas { dw: 100.0, dh: f32::INFINITY, ..Deltas::default() }, &anchor);
         assert!((bbox.width() - 1000.0).abs() < 0.01 && (bbox.height() - 1000.0).abs() < 0.01, "{bbox:?}");
+        let none = BoxCoder::decode(&Deltas { dw: f32::NAN, ..Deltas::default() }, &anchor);
+        assert!(none.width().is_nan(), "{none:?}");
     }
 }

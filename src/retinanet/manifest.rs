@@ -289,8 +289,11 @@ impl Manifest {
             return value("postprocess.max_detections", post.max_detections.to_string(), "1 to 100000");
         }
         let shown = &post.display_threshold;
-        if !(shown.is_empty() || shown.len() == self.classes.len()) || shown.iter().any(|t| !(0.0..=1.0).contains(t)) {
-            return value("postprocess.display_threshold", format!("{shown:?}"), "one value of 0 to 1 for each class, or none");
+        // What is shown is some of what is evaluated.
+        let is_shown = |threshold: &f32| (post.score_threshold..=1.0).contains(threshold);
+        if !(shown.is_empty() || shown.len() == self.classes.len()) || !shown.iter().all(is_shown) {
+            let expected = "one value from score_threshold to 1 for each class, or none";
+            return value("postprocess.display_threshold", format!("{shown:?}"), expected);
         }
         if let Some(name) = post.classes.iter().find(|name| !self.classes.contains(name)) {
             return value("postprocess.classes", format!("{name:?}"), &format!("some of {:?}", self.classes));
@@ -324,7 +327,7 @@ impl Manifest {
             [("base_sizes", &anchors.base_sizes), ("scales", &anchors.scales), ("aspect_ratios", &anchors.aspect_ratios)]
         {
             if values.is_empty() || values.len() > 32 || values.iter().any(|v| !(v.is_finite() && *v > 0.0 && *v < 1e6)) {
-                return Err(value(key, format!("{values:?}"), "1 to 32 values, finite and above 0".into()));
+                return Err(value(key, format!("{values:?}"), "1 to 32 values above 0 and below 1000000".into()));
             }
         }
         if !(0.0..=1.0).contains(&anchors.center_offset) {

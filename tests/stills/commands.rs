@@ -4,7 +4,7 @@ use crate::tiny;
 use fovea::images;
 use serde_json::Value;
 use std::path::Path;
-use std::process::{Command, Output};
+use std::process::{Command, Output, Stdio};
 
 /// Runs `fovea` in `folder`.
 fn fovea(folder: &Path, arguments: &[&str]) -> Output {
@@ -202,6 +202,15 @@ fn eval_reports_what_cli_md_states_for_any_number_of_threads() {
     assert_eq!(&serde_json::from_str::<Value>(&all).expect("JSON"), report, "a region that is all of it");
     let some = ok(folder, &["eval", "--model", "tiny", "--data", "data", "--json", "-", "--limit", "2"]);
     assert_eq!(serde_json::from_str::<Value>(&some).expect("JSON")["images"], 2);
+    // A class that is not looked for is not one that is missed.
+    tiny::write_data(&folder.join("both"), 3);
+    let both = std::fs::read_to_string(folder.join("both/annotations.json")).expect("a file").replace("zebra", "car");
+    std::fs::write(folder.join("both/annotations.json"), both).expect("a file");
+    let one = fovea(folder, &["eval", "--model", "tiny", "--data", "both", "--json", "-", "--classes", "person"]);
+    assert!(text(&one.stderr).contains("left out, not looked for: car"), "{}", text(&one.stderr));
+    let one: Value = serde_json::from_slice(&one.stdout).expect("JSON");
+    assert!(one["per_class"].get("car").is_none() && one["per_class"]["person"]["boxes"] == 3, "{one}");
+    fails(folder, &["eval", "--model", "tiny", "--data", "data", "--classes", "car"], 2, &["none of the model's classes", "car"]);
     let table = ok(folder, &["eval", "--model", "tiny", "--data", "data", "--json", "eval.json"]);
     assert!(table.contains("all classes") && table.contains("person"), "{table}");
     assert_eq!(
@@ -307,8 +316,8 @@ fn a_network_alone_is_measured() {
     let mut worker = Command::new(env!("CARGO_BIN_EXE_fovea"))
         .args(["bench", "--model-only", "tiny", "--worker", "--threads", "1"])
         .current_dir(folder)
-        .stdin(std::process::Stdio::piped())
-        .stdout(std::process::Stdio::piped())
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
         .spawn()
         .expect("fovea runs");
     std::io::Write::write_all(&mut worker.stdin.take().expect("piped"), b"0.01\n0.02\n").expect("it listens");
@@ -363,7 +372,9 @@ fn wrong_requests_are_named() {
     let animals = std::fs::read_to_string(folder.join("animals/annotations.json")).expect("a file").replace("person", "cow");
     std::fs::write(folder.join("animals/annotations.json"), animals).expect("a file");
     let detect = |rest: &[&'static str]| [&["detect", "--model", "tiny"], rest].concat();
-    let cases: [(Vec<&str>, i32, &[&str]); 25] = [
+    std::fs::hard_link(folder.join("a.png"), folder.join("same.png")).expect("a name");
+    let cases: [(Vec<&str>, i32, &[&str]); 26] = [
+        (detect(&["a.png", "--json", "same.png"]), 2, &["same.png would be overwritten"]),
         (detect(&["a.png", "--roi", "0,1,60,45"]), 2, &["a.png", "60x45 at 0,1", "picture of 60x45", "name a region inside"]),
         (detect(&["a.png", "--roi", "1,2,3"]), 2, &["--roi", "'1,2,3'", "x,y,width,height"]),
         (detect(&["a.png", "--roi", "0.5,0,0.6,1"]), 2, &["--roi", "'0.5,0,0.6,1'", "0 to 1"]),
@@ -504,6 +515,35 @@ fn what_is_done_is_written_when_a_picture_cannot_be_saved() {
     assert_eq!(std::fs::read_to_string(folder.join("out.jsonl")).expect("the JSON is there"), want);
     let want = ok(folder, &["detect", "--model", "tiny", "a.png", "b.jpg", "--digest"]);
     assert_eq!(text(&output.stdout), want, "table and digests of what is done");
+}
+
+#[test]
+fn what_is_done_is_written_when_it_is_stopped() {
+    let folder = workshop();
+    let folder = folder.path();
+    // So many pictures that a signal comes in time; started from a script's `&`, it would be ignored.
+    let n_all = 20_000;
+    let mut command = Command::new("env");
+    command.args(["--default-signal=INT", env!("CARGO_BIN_EXE_fovea"), "detect", "--model", "tiny", "--threads", "1"]);
+    command.args(["--json", "out.jsonl"]).args(std::iter::repeat_n("a.png", n_all)).current_dir(folder);
+    let child = command.stdout(Stdio::null()).stderr(Stdio::piped()).spawn().expect("it starts");
+    let status = format!("/proc/{}/status", child.id());
+    let catches_it = || {
+        let status = std::fs::read_to_string(&status).expect("it still runs");
+        let mask = status.lines().find_map(|line| line.strip_prefix("SigCgt:")).expect("a mask").trim().to_owned();
+        u64::from_str_radix(&mask, 16).expect("a mask") >> 1 & 1 == 1
+    };
+    while !catches_it() {
+        std::thread::sleep(std::time::Duration::from_millis(1));
+    }
+    assert!(Command::new("kill").args(["-INT", &child.id().to_string()]).status().expect("it runs").success());
+    let output = child.wait_with_output().expect("it ends");
+    let message = text(&output.stderr);
+    assert_eq!(output.status.code(), Some(1), "{message}");
+    let lines = std::fs::read_to_string(folder.join("out.jsonl")).expect("a file");
+    let n_done = lines.lines().count();
+    assert!(n_done < n_all && message.contains(&format!("stopped after {n_done} of {n_all} pictures")), "{n_done}: {message}");
+    assert!(lines.lines().all(|line| serde_json::from_str::<Value>(line).is_ok()));
 }
 
 #[test]

@@ -4,7 +4,7 @@ use crate::augment::Augmentation;
 use crate::data::ScoreBands;
 use crate::request::Request;
 use crate::run_dir::RunDir;
-use crate::spec::ModelSpec;
+use crate::spec::{ModelSpec, Norm};
 use crate::targets::MatchParams;
 use anyhow::{Context, Result, bail};
 use fovea::eval::{IGNORE_FROM, OBJECT_FROM};
@@ -221,6 +221,15 @@ impl FitConfig {
                 bail!("`{key}` is {found}, expected {expected}");
             }
         }
+        let stride = if self.model.pyramid_norm { self.model.strides().last().copied().unwrap_or(1) } else { 32 };
+        let is_normed = self.model.pyramid_norm || self.model.backbone_norm || self.model.head_norm == Norm::Batch;
+        let n_values = self.batch * self.model.width.div_ceil(stride) * self.model.height.div_ceil(stride);
+        if is_normed && !self.model.quantized && n_values < 2 {
+            let (width, height) = (self.model.width, self.model.height);
+            bail!(
+                "`batch` is 1 at an input of {width}x{height}: batch norm would see a single value; take 2 pictures or a larger input"
+            );
+        }
         if let Some(Distill { logits, boxes, features, temperature, .. }) = self.distill {
             if ![logits, boxes, features].iter().all(|weight| (0.0..1e6).contains(weight)) {
                 bail!("`distill.logits`, `.boxes`, `.features` are {logits}, {boxes}, {features}, expected 0 or more");
@@ -289,6 +298,24 @@ mod tests {
             let mut config = FitConfig::paper("data".into(), model());
             config.set_iterations(steps);
             assert_eq!((config.iterations, config.warmup), (steps, warmup));
+        }
+    }
+
+    #[test]
+    fn a_mean_over_one_value_is_refused() {
+        let config = |batch: usize, size: (usize, usize), norm: bool| {
+            let mut model = ModelSpec { pyramid_norm: norm, width: size.0, height: size.1, ..model() };
+            model.quantized = false;
+            FitConfig { batch, ..FitConfig::edge("data".into(), model) }
+        };
+        for (batch, size, norm, is_possible) in [
+            (1, (128, 128), true, false),
+            (2, (128, 128), true, true),
+            (1, (160, 128), true, true),
+            (1, (128, 128), false, true),
+            (1, (32, 32), false, false),
+        ] {
+            assert_eq!(config(batch, size, norm).check().is_ok(), is_possible, "{batch} {size:?} {norm}");
         }
     }
 

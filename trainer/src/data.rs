@@ -204,14 +204,7 @@ fn shrunk(picture: RgbPicture, n: usize) -> RgbPicture {
 fn check_memory(folder: &Folder, parts_of: impl Fn(&CocoImage) -> usize) -> Result<()> {
     let bytes = |image: &CocoImage| 3 * u64::from(image.width) * u64::from(image.height) / (parts_of(image) as u64).pow(2);
     let needed: u64 = folder.coco.images.iter().map(bytes).sum();
-    let text = std::fs::read_to_string("/proc/meminfo").unwrap_or_default();
-    let kilobytes = |key: &str| {
-        let line = text.lines().find_map(|line| line.strip_prefix(key))?;
-        line.trim().strip_suffix(" kB")?.parse::<u64>().ok()
-    };
-    let Some(free) = kilobytes("MemAvailable:").map(|kb| 1024 * (kb + kilobytes("SwapFree:").unwrap_or(0))) else {
-        return Ok(());
-    };
+    let Some(free) = free_memory(Path::new("/proc/meminfo"), Path::new("/sys/fs/cgroup")) else { return Ok(()) };
     if needed > free {
         let gigabytes = |bytes: u64| bytes as f64 / 1e9;
         bail!(
@@ -224,6 +217,25 @@ fn check_memory(folder: &Folder, parts_of: impl Fn(&CocoImage) -> usize) -> Resu
         );
     }
     Ok(())
+}
+
+/// Bytes of memory that are free, by the system's `meminfo` and by the limit of the container whose folder is `cgroup`.
+fn free_memory(meminfo: &Path, cgroup: &Path) -> Option<u64> {
+    let number = |text: &str| text.trim().parse::<u64>().ok();
+    let value = |text: &str, key: &str| {
+        let line = text.lines().find_map(|line| line.strip_prefix(key))?;
+        number(line.trim().trim_end_matches(" kB"))
+    };
+    let meminfo = std::fs::read_to_string(meminfo).ok()?;
+    let free = 1024 * (value(&meminfo, "MemAvailable:")? + value(&meminfo, "SwapFree:").unwrap_or(0));
+    let read = |name: &str| std::fs::read_to_string(cgroup.join(name)).ok();
+    let in_container = || {
+        let (limit, used) = (number(&read("memory.max")?)?, number(&read("memory.current")?)?);
+        // Files that were read count as used, and go when there is need.
+        let cached = read("memory.stat").and_then(|stat| value(&stat, "inactive_file ")).unwrap_or(0);
+        Some(limit.saturating_sub(used.saturating_sub(cached)))
+    };
+    Some(in_container().map_or(free, |limit| free.min(limit)))
 }
 
 /// Scored labels must be of these pictures: ids alone would put boxes on others.
@@ -258,6 +270,23 @@ pub(crate) fn progress(len: usize, what: &str) -> ProgressBar {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn the_limit_of_a_container_counts() {
+        let dir = tempfile::tempdir().unwrap();
+        let write = |name: &str, text: &str| std::fs::write(dir.path().join(name), text).unwrap();
+        let free = || free_memory(&dir.path().join("meminfo"), dir.path());
+        assert_eq!(free(), None);
+        write("meminfo", "MemTotal:  9 kB\nMemAvailable:     8 kB\nSwapFree:  1 kB\n");
+        assert_eq!(free(), Some(9 * 1024));
+        write("memory.max", "max\n");
+        write("memory.current", "5000\n");
+        assert_eq!(free(), Some(9 * 1024), "no limit");
+        write("memory.max", "6000\n");
+        assert_eq!(free(), Some(1000));
+        write("memory.stat", "anon 4000\ninactive_file 500\n");
+        assert_eq!(free(), Some(1500));
+    }
     use crate::spec::Backbone;
     use fovea::images::save;
 

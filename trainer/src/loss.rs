@@ -359,6 +359,8 @@ pub(crate) fn giou(a: &Tensor, b: &Tensor) -> Tensor {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use rand::{RngExt, SeedableRng};
+    use rand_chacha::ChaCha8Rng;
     use tch::Device;
 
     const ALL: [&str; 14] = [
@@ -377,6 +379,34 @@ mod tests {
         "ohem:batch=8,nms_threshold=0.6,ratio=3",
         "ohem:batch=300,nms_threshold=1",
     ];
+
+    /// The runtime's box coder and the one on tensors are the same.
+    #[test]
+    fn boxes_are_those_of_the_runtime() {
+        use fovea::retinanet::{BoxCoder, Deltas};
+        let mut rng = ChaCha8Rng::seed_from_u64(3);
+        let mut random_box = || {
+            let [x, y] = [0, 1].map(|_| rng.random_range(-50.0_f32..500.0));
+            BBox::new(x, y, x + rng.random_range(2.0..300.0), y + rng.random_range(2.0..300.0))
+        };
+        let pairs: Vec<(BBox, BBox)> = (0..200).map(|_| (random_box(), random_box())).collect();
+        let rows = |values: Vec<[f32; 4]>| Tensor::from_slice(&values.concat()).view([-1, 4]);
+        let deltas: Vec<Deltas> = pairs.iter().map(|(bbox, anchor)| BoxCoder::encode(bbox, anchor)).collect();
+        let as_row = |d: &Deltas| [d.dx, d.dy, d.dw, d.dh];
+        let anchors = rows(pairs.iter().map(|pair| pair.1.to_array()).collect());
+        let boxes = rows(pairs.iter().map(|pair| pair.0.to_array()).collect());
+        let encoded = rows(deltas.iter().map(as_row).collect());
+        for kind in [BoxLoss::L1, BoxLoss::SmoothL1] {
+            let loss = box_loss(&encoded, &anchors, &boxes, kind).double_value(&[]);
+            assert!(loss < 2e-3, "{kind:?}: {loss} over 800 offsets");
+        }
+        // Growth beyond the limit, too.
+        let grown: Vec<Deltas> = deltas.iter().map(|d| Deltas { dw: d.dw + 4.0, dh: d.dh - 1.0, ..*d }).collect();
+        let decoded = decode(&rows(grown.iter().map(as_row).collect()), &anchors);
+        let wanted: Vec<[f32; 4]> = grown.iter().zip(&pairs).map(|(d, pair)| BoxCoder::decode(d, &pair.1).to_array()).collect();
+        let difference = ((decoded - rows(wanted)).abs() / (anchors.abs().max() * 62.5)).max().double_value(&[]);
+        assert!(difference < 1e-6, "{difference}");
+    }
 
     /// Squares of 8 pixels, each shifted by 2 pixels against the one before.
     fn row_of_anchors(n: usize) -> Vec<BBox> {

@@ -944,6 +944,12 @@ fn a_table_of_variants_is_run_once() {
     let other = ablate("3", &["--lr", "0.01"]);
     assert_eq!(other.status.code(), Some(2), "{}", stderr(&other));
     assert!(stderr(&other).contains("other settings"), "{}", stderr(&other));
+    // Nobody else works in this folder meanwhile.
+    let lock = std::fs::File::open(&out).unwrap();
+    lock.lock().unwrap();
+    let second = ablate("3", &[]);
+    assert_eq!(second.status.code(), Some(2), "{}", stderr(&second));
+    assert!(stderr(&second).contains("another process"), "{}", stderr(&second));
 }
 
 /// The small data set in YOLO format, as the README lays it out: `mydata/{images,labels}/{train,val}`, `mydata/data.yaml`.

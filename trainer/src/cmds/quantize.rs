@@ -427,7 +427,7 @@ pub(super) fn measure(model_dir: &Path, data: &Path, degrade: Option<Degradation
 
 /// The threshold of best F1 for each class; 0.4 for a class that `val` has not.
 fn display_thresholds(spec: &ModelSpec, evaluation: &Evaluation) -> Vec<f32> {
-    let found = evaluation.evaluator.best_f1_thresholds();
+    let found = evaluation.evaluator.best_f1_thresholds(fovea::retinanet::PostprocessSpec::default().score_threshold.into());
     let names = evaluation.evaluator.categories();
     spec.classes
         .iter()

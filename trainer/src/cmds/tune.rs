@@ -50,8 +50,8 @@ pub(crate) struct Args {
     /// Seed of the trials.
     #[arg(long, default_value_t = 1)]
     seed: u64,
-    /// Options of `fit`.
-    #[arg(last = true, required = true)]
+    /// Options of `fit`; its --iterations is replaced by the steps that a trial gets.
+    #[arg(last = true, required = true, value_name = "FIT")]
     fit: Vec<String>,
 }
 

@@ -20,7 +20,7 @@ fn main() -> ExitCode {
     match cli.command.run() {
         Ok(()) => ExitCode::SUCCESS,
         Err(failure) => {
-            cmds::say!("error: {}", without_secrets(&explain(&failure.error)));
+            cmds::say!("error: {}", without_secrets(&cmds::explain(&failure.error)));
             ExitCode::from(failure.code)
         }
     }
@@ -34,15 +34,4 @@ fn without_secrets(message: &str) -> String {
         message.replace(value, &hide_in_word(value))
     });
     hide_credentials(&hidden)
-}
-
-/// The message and the causes that it does not quote already.
-fn explain(error: &anyhow::Error) -> String {
-    let mut text = error.to_string();
-    for cause in error.chain().skip(1).map(ToString::to_string) {
-        if !text.contains(&cause) {
-            text = format!("{text}: {cause}");
-        }
-    }
-    text
 }

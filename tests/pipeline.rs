@@ -19,8 +19,9 @@ use fovea::pipeline::ports::{
 use fovea::pipeline::runner::{self, Annotate, Ended, NoSink, Outcome, Progress, RunError, RunOptions, StopSignal, Stream};
 use fovea::pipeline::spec::Pace;
 use std::cell::Cell;
+use std::io::{BufRead, BufReader};
 use std::path::{Path, PathBuf};
-use std::process::{Command, Output as ProcessOutput};
+use std::process::{Child, Command, Output as ProcessOutput, Stdio};
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::thread::{self, JoinHandle};
@@ -747,6 +748,111 @@ fn an_interrupt_finalises_everything() {
     }
 }
 
+/// An X server without a screen, whose picture lies in a file (X11's XWDFile.h): what a program shows is there.
+struct Screen {
+    server: Child,
+    name: String,
+    folder: tempfile::TempDir,
+}
+
+impl Screen {
+    /// `None` after saying that the test is skipped.
+    fn start() -> Option<Self> {
+        let folder = tempfile::tempdir().unwrap();
+        let mut command = Command::new("Xvfb");
+        command
+            .args(["-displayfd", "1", "-screen", "0", "640x480x24", "-noreset", "-nolisten", "tcp", "-fbdir"])
+            .arg(folder.path());
+        let Ok(mut server) = command.stdout(Stdio::piped()).stderr(Stdio::null()).spawn() else {
+            eprintln!("skipped: the screen (there is no Xvfb; `scripts/setup --test` installs it)");
+            return None;
+        };
+        let mut number = String::new();
+        BufReader::new(server.stdout.take().unwrap()).read_line(&mut number).unwrap();
+        Some(Self { server, name: format!(":{}", number.trim()), folder })
+    }
+
+    /// Pixels of a colour that is near to this one.
+    fn count(&self, wanted: [u8; 3]) -> usize {
+        let bytes = std::fs::read(self.folder.path().join("Xvfb_screen0")).unwrap();
+        let number = |idx: usize| u32::from_be_bytes(bytes[4 * idx..4 * idx + 4].try_into().unwrap()) as usize;
+        let (header, n_colors) = (number(0), number(19));
+        let pixels = bytes[header + 12 * n_colors..].as_chunks::<4>().0.iter();
+        let is_near = |pixel: &&[u8; 4]| (0..3).all(|i| pixel[2 - i].abs_diff(wanted[i]) < 24);
+        pixels.filter(is_near).count()
+    }
+}
+
+impl Drop for Screen {
+    fn drop(&mut self) {
+        let _ = self.server.kill();
+        let _ = self.server.wait();
+    }
+}
+
+#[test]
+fn pictures_are_shown_on_a_screen() {
+    let (Some(model), Some(screen)) = (model(), Screen::start()) else { return };
+    let folder = tempfile::tempdir().unwrap();
+    let file = |name: &str| folder.path().join(name).to_str().unwrap().to_owned();
+    let (lines, report) = (file("d.jsonl"), file("r.json"));
+    let mut command = Command::new("env");
+    command.args(["--default-signal=INT", "--unset=WAYLAND_DISPLAY", &format!("DISPLAY={}", screen.name)]);
+    command.args([env!("CARGO_BIN_EXE_fovea"), "run", "--model", &model, "--threads", "1", "--sink", "display"]);
+    command.args(["--source", "test://?width=320&height=240&pattern=smpte", "--detections", &lines, "--report", &report]);
+    let mut child = command.spawn().unwrap();
+    wait_for_lines(&lines);
+    // Bars of full yellow and blue: a seventh of the width, two thirds of the height.
+    let bar = 320 / 7 * 160;
+    let is_there = || [[252, 252, 0], [0, 0, 252]].into_iter().all(|color| screen.count(color) > bar * 3 / 4);
+    let is_shown = (0..200).any(|_| {
+        thread::sleep(Duration::from_millis(50));
+        is_there()
+    });
+    assert!(Command::new("kill").args(["-INT", &child.id().to_string()]).status().unwrap().success());
+    assert_eq!(child.wait().unwrap().code(), Some(0));
+    assert!(is_shown, "yellow {}, blue {} pixels", screen.count([252, 252, 0]), screen.count([0, 0, 252]));
+    let report = json(Path::new(&report));
+    assert_eq!((&report["ended"], report["streams"][0]["frames"]["in_flight"].as_u64()), (&"stopped".into(), Some(0)));
+}
+
+/// Whoever means it gets out, whatever the program waits for: here, for somebody who reads a pipe.
+#[test]
+fn a_second_interrupt_leaves_at_once() {
+    let Some(model) = model() else { return };
+    let folder = tempfile::tempdir().unwrap();
+    let pipe = folder.path().join("pipe");
+    assert!(Command::new("mkfifo").arg(&pipe).status().unwrap().success());
+    let person = Path::new(&model).with_file_name("person");
+    let mut command = Command::new("env");
+    command.args(["--default-signal=INT", env!("CARGO_BIN_EXE_fovea"), "run", "--threads", "1", "--model"]).arg(person);
+    command.args(["--source", "test://?width=64&height=48", "--detections"]).arg(&pipe);
+    let mut child = command.spawn().unwrap();
+    let reader = std::fs::File::open(&pipe).unwrap();
+    // It stands still once the pipe is full: neither user nor system time passes.
+    let stat = format!("/proc/{}/stat", child.id());
+    let ticks = || {
+        let stat = std::fs::read_to_string(&stat).unwrap();
+        let behind_name = stat.rsplit_once(')').unwrap().1.to_owned();
+        behind_name.split_whitespace().skip(11).take(2).map(str::to_owned).collect::<Vec<_>>()
+    };
+    let mut before = ticks();
+    loop {
+        thread::sleep(Duration::from_millis(1500));
+        let now = ticks();
+        if now == before && now[0] != "0" {
+            break;
+        }
+        before = now;
+    }
+    let interrupt = || assert!(Command::new("kill").args(["-INT", &child.id().to_string()]).status().unwrap().success());
+    interrupt();
+    thread::sleep(Duration::from_millis(300));
+    interrupt();
+    assert_eq!(child.wait().unwrap().code(), Some(130));
+    drop(reader);
+}
+
 /// `nohup` ignores the signal of a closed terminal before it starts the program.
 #[test]
 fn a_hangup_that_was_ignored_stays_ignored() {
@@ -781,7 +887,7 @@ fn nobody_listens_to_stderr_and_nothing_is_lost() {
     let report = folder.path().join("r.json");
     let mut command = Command::new(env!("CARGO_BIN_EXE_fovea"));
     command.args(["run", "--model", &model, "--source", "test://?width=64&height=48&frames=9", "--report"]).arg(&report);
-    let mut child = command.env("FOVEA_LOG", "trace").stderr(std::process::Stdio::piped()).spawn().unwrap();
+    let mut child = command.env("FOVEA_LOG", "trace").stderr(Stdio::piped()).spawn().unwrap();
     drop(child.stderr.take());
     assert_eq!(child.wait().unwrap().code(), Some(0));
     assert_eq!(json(&report)["streams"][0]["frames"]["inferred"], 9);
@@ -879,6 +985,10 @@ fn what_breaks_a_run_decides_its_exit_code() {
     written(folder.path(), "no.png", "not a picture");
     run(&["--source", folder.path().to_str().unwrap()], 2, &["none of 1 pictures can be read"]);
     run(&["--source", "test://?frames=2"], 0, &["wrote", "r.json"]);
+    expect(&["run", "--model", &model, "--source", "test://?frames=2"], 0, &["nothing was asked for", "--sink"]);
+    let page =
+        written(folder.path(), "login.html", "<!DOCTYPE html>\n<html><head><title>Login</title></head><body></body></html>");
+    run(&["--source", &page], 2, &["login.html", "this is no video"]);
     run(&["--source", "test://?frames=2", "--detections", "/dev/null"], 0, &["2 inferred"]);
 }
 
@@ -918,6 +1028,13 @@ fn wrong_requests_are_explained() {
     expect(&["run", "--source", "ftp://me:canary@host/x"], 2, &["`ftp`", "a source is"]);
     expect(&["run", "--source", "test://", "--model", "nowhere"], 2, &["nowhere is not a folder", "manifest.toml"]);
     expect(&["run", "--source", "test://", "--max-frames", "0"], 2, &["--max-frames"]);
+    expect(&["run", "--source", "rtsp://h:99999/1"], 2, &["`99999` is no port"]);
+    expect(&["run", "rtsp://me:canary@h/1"], 2, &["no pipeline file", "--source"]);
+    let video = file("a.mp4", "\0\0\0\x18ftypmp42");
+    expect(&["run", &video], 2, &["no pipeline file", "--source", "a.mp4"]);
+    let said = fovea(&["run", "--source", "test://", "--report", "rtsp://me:canary@h/1"]);
+    let said = String::from_utf8_lossy(&said.stderr).into_owned();
+    assert!(said.contains("a URL is neither") && !said.contains("canary"), "{said}");
     expect(&["run", "--source", "test://", "--sink", "x.gif"], 2, &[".gif", ".mkv"]);
     expect(&["bench", "--source", "v4l2:///dev/video99"], 2, &["/dev/video99 does not exist", "plugged in"]);
     let empty = folder.path().join("empty");
@@ -965,8 +1082,8 @@ fn wrong_requests_are_explained() {
     assert!(std::fs::read_to_string(&own).unwrap().contains("test://"), "what is read stays as it is");
     expect(
         &["run", "--source", "v4l2:///dev/video99", "--reconnect", "1"],
-        2,
-        &["/dev/video99: not there yet; waiting for it for 1 s", "/dev/video99 does not exist"],
+        1,
+        &["/dev/video99: not there yet; waiting for it for 1 s", "/dev/video99: not there after 1 s"],
     );
     for url in [
         "ftp://me:canary@host/x",
@@ -1011,6 +1128,13 @@ fn check_explains_every_line() {
         2,
         &["ok    file", "FAIL  source", "missing.mp4", "FAIL  model", "FAIL  sink", "ok    report", "lines above say FAIL"],
     );
+    // Causes are told once.
+    let said = String::from_utf8_lossy(&fovea(&["check", &file]).stdout).into_owned();
+    for line in said.lines() {
+        for part in line.split([':', ';']).map(str::trim).filter(|part| part.len() > 12) {
+            assert_eq!(line.matches(part).count(), 1, "{part:?} in {line}");
+        }
+    }
     assert!(!folder.path().join("r.json").exists(), "check leaves nothing behind");
     for (text, words) in [
         ("[output]\nreport = 'x.json'\ndetections = 'x.json'", "x.json would be overwritten"),

@@ -26,7 +26,7 @@ impl Annotated {
         let cannot = |what: String| Failure::request(anyhow::anyhow!("cannot write into {}: {what}; {hint}", folder.display()));
         std::fs::create_dir_all(&folder).map_err(|error| cannot(error.to_string()))?;
         probe_writable(&folder.join(".fovea-probe")).map_err(|error| cannot(error.to_string()))?;
-        if let Some(same) = pictures.iter().find(|path| is_same_file(path, &folder.join(Self::name(path)))) {
+        if let Some(same) = pictures.iter().find(|path| is_same_file(path, &Self::path(&folder, path))) {
             return Err(Failure::request(anyhow::anyhow!(
                 "--out {} would overwrite {}; {hint} and that does not hold the pictures",
                 folder.display(),
@@ -43,6 +43,11 @@ impl Annotated {
         if extension == "png" || extension == "jpg" || extension == "jpeg" { name } else { name.with_extension("png") }
     }
 
+    /// Where in `folder` the annotated `picture` is written.
+    pub(crate) fn path(folder: &Path, picture: &Path) -> PathBuf {
+        folder.join(Self::name(picture))
+    }
+
     /// Draws on the picture and writes it.
     pub(crate) fn write(&mut self, path: &Path, picture: &mut RgbPicture, objects: Objects<'_>) -> Result<(), Failure> {
         let (width, height) = (picture.width, picture.height);
@@ -51,7 +56,7 @@ impl Annotated {
         let mut canvas =
             PictureMut::new(PixelFormat::Rgb, width, height, ColorInfo::default(), planes).map_err(Failure::failed)?;
         self.overlay.draw(&mut canvas, objects.detections, objects.labels, None).map_err(Failure::failed)?;
-        images::save(&self.folder.join(Self::name(path)), picture).map_err(Failure::failed)
+        images::save(&Self::path(&self.folder, path), picture).map_err(Failure::failed)
     }
 }
 

@@ -15,6 +15,11 @@ impl Annotated {
         Err(Failure::request(anyhow::anyhow!("--out needs a build with the feature opencv; this one cannot draw")))
     }
 
+    /// Where in `folder` the annotated `picture` would be written.
+    pub(crate) fn path(folder: &Path, picture: &Path) -> PathBuf {
+        folder.join(picture.file_name().unwrap_or_default())
+    }
+
     /// Cannot be called.
     pub(crate) fn write(&mut self, _: &Path, _: &mut RgbPicture, _: Objects<'_>) -> Result<(), Failure> {
         match *self {}

@@ -59,7 +59,7 @@ pub(crate) struct Args {
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..))]
     max_frames: Option<u64>,
     /// Write the report as JSON; `-` is standard output.
-    #[arg(long, value_name = "F")]
+    #[arg(long, value_name = "F", value_parser = super::output::output_path())]
     json: Option<PathBuf>,
 }
 

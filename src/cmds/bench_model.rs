@@ -347,5 +347,8 @@ fn table(report: &Report, all_layers: bool) -> String {
         };
         let _ = writeln!(text, "  {}", layer.name);
     }
+    if report.layers.iter().any(|layer| layer.peak_percent > 100.0) {
+        text.push_str("above 100 %: 3x3 convolutions after Winograd count as plain ones, and need fewer multiplications\n");
+    }
     text
 }

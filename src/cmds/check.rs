@@ -70,7 +70,7 @@ impl Args {
                 Finding::Unknown(what) => writeln!(out, "--    {name:<11} {what}"),
                 Finding::Bad(error) => {
                     n_bad += 1;
-                    writeln!(out, "FAIL  {name:<11} {}", hide_credentials(&format!("{error:#}")))
+                    writeln!(out, "FAIL  {name:<11} {}", hide_credentials(&super::explain(error)))
                 }
             };
             written.map_err(Failure::failed)?;

@@ -8,11 +8,12 @@ use super::view_args::ViewArgs;
 use fovea::detection::Detection;
 use fovea::frame::View;
 use fovea::images::{self, RgbPicture};
-use fovea::pipeline::detections::Objects;
+use fovea::pipeline::detections::{Objects, digest_detections};
 use fovea::pipeline::detector::{Detector, DetectorOptions, hex};
 use fovea::pipeline::ports::DetectError;
 use fovea::pipeline::runner::StopSignal;
 use fovea::postprocess::PostprocessOptions;
+use indicatif::{ProgressBar, ProgressStyle};
 use serde::Serialize;
 use sha2::{Digest, Sha256};
 use std::fmt::Write as _;
@@ -40,7 +41,7 @@ pub(crate) struct Args {
     #[arg(long, value_name = "DIR")]
     out: Option<PathBuf>,
     /// Write the detections as JSON lines (`-` = stdout).
-    #[arg(long, value_name = "FILE")]
+    #[arg(long, value_name = "FILE", value_parser = super::output::output_path())]
     json: Option<PathBuf>,
     /// Print SHA-256 of all head tensors and of all detections: the same on every CPU. To stderr if the JSON goes to stdout.
     #[arg(long)]
@@ -69,7 +70,7 @@ struct PictureLine<'a> {
 
 impl Args {
     pub(crate) fn run(self) -> Result<(), Failure> {
-        if let Some(wrong) = self.images.iter().find(|path| !path.is_file()) {
+        if let Some(wrong) = self.images.iter().find(|path| !path.exists() || path.is_dir()) {
             let path = wrong.display();
             return Err(Failure::request(if wrong.is_dir() {
                 anyhow::anyhow!(
@@ -80,7 +81,10 @@ impl Args {
             }));
         }
         let read = [self.images.as_slice(), &model_files(&self.model)].concat();
-        keep_apart(read.iter().map(PathBuf::as_path), self.json.as_deref()).map_err(Failure::request)?;
+        let drawn: Vec<PathBuf> =
+            self.out.iter().flat_map(|folder| self.images.iter().map(|path| Annotated::path(folder, path))).collect();
+        let read_or_drawn = read.iter().chain(&drawn).map(PathBuf::as_path);
+        keep_apart(read_or_drawn, self.json.as_deref()).map_err(Failure::request)?;
         let json = self.json.as_deref().map(ResultFile::open).transpose()?;
         let mut annotated = self.out.map(|folder| Annotated::open(folder, &self.images)).transpose()?;
         let postprocess = self.postprocess.over(PostprocessOptions::default());
@@ -91,7 +95,12 @@ impl Args {
         let (mut n_unread, mut failure) = (0, None);
         let stop = StopSignal::default();
         super::run::handle_signals(&stop)?;
+        let bar = ProgressBar::new(u64::try_from(self.images.len()).unwrap_or(u64::MAX));
+        if let Ok(style) = ProgressStyle::with_template("{bar:40} {pos}/{len} pictures, {per_sec}, {eta} left") {
+            bar.set_style(style);
+        }
         for (n_done, path) in self.images.iter().enumerate() {
+            bar.set_position(u64::try_from(n_done).unwrap_or(u64::MAX));
             if stop.is_stopped() {
                 let n_all = self.images.len();
                 failure = Some(Failure::failed(anyhow::anyhow!("stopped after {n_done} of {n_all} pictures; those are written")));
@@ -100,7 +109,7 @@ impl Args {
             let mut picture = match images::open(path) {
                 Ok(picture) => picture,
                 Err(error) => {
-                    say!("error: {error}");
+                    bar.suspend(|| say!("error: {error}"));
                     n_unread += 1;
                     continue;
                 }
@@ -115,6 +124,7 @@ impl Args {
                 break;
             }
         }
+        bar.finish_and_clear();
         let is_stdout_json = json.as_ref().is_some_and(ResultFile::is_stdout);
         let written = write_results(json, &results.lines, &results.table);
         let digests_written = match self.digest {
@@ -172,18 +182,6 @@ impl Results {
     fn digests(&self) -> String {
         let of = |digest: &Sha256| hex(&digest.clone().finalize());
         format!("heads {}\ndetections {}\n", of(&self.heads_digest), of(&self.detections_digest))
-    }
-}
-
-/// Number, then class, score and box of each detection, little endian.
-fn digest_detections(detections: &[Detection], digest: &mut Sha256) {
-    digest.update(u64::try_from(detections.len()).unwrap_or(u64::MAX).to_le_bytes());
-    for detection in detections {
-        digest.update(detection.class_id.0.to_le_bytes());
-        digest.update(detection.score.to_le_bytes());
-        for edge in detection.bbox.to_array() {
-            digest.update(edge.to_le_bytes());
-        }
     }
 }
 

@@ -33,11 +33,11 @@ pub(crate) struct Args {
     #[arg(long, value_name = "DIR")]
     data: PathBuf,
     /// Write the result as JSON (`-` = stdout).
-    #[arg(long, value_name = "FILE")]
+    #[arg(long, value_name = "FILE", value_parser = super::output::output_path())]
     json: Option<PathBuf>,
     /// Only the first N pictures.
-    #[arg(long, value_name = "N")]
-    limit: Option<usize>,
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
+    limit: Option<u32>,
     /// Pictures at a time; 0: as many as there are processors.
     #[arg(long, value_name = "N", default_value_t = 0, value_parser = super::run::threads)]
     threads: usize,
@@ -61,7 +61,7 @@ impl Args {
         let json = self.json.as_deref().map(ResultFile::open).transpose()?;
         let options = EvaluateOptions {
             threads: self.threads,
-            limit: self.limit,
+            limit: self.limit.map(|limit| limit as usize),
             allow_float: self.allow_float,
             degrade: self.degrade,
             view: self.view.over(View::default()),
@@ -120,9 +120,10 @@ fn degradation(name: &str) -> Result<Degradation, String> {
 fn failure(error: EvaluateError) -> Failure {
     match error {
         EvaluateError::Detect { source: DetectError::Region(_), .. } => Failure::request(error),
-        EvaluateError::Image(ImageError::Decode { .. }) | EvaluateError::Detect { .. } | EvaluateError::Eval(_) => {
-            Failure::failed(error)
-        }
+        EvaluateError::Image(ImageError::Decode { .. })
+        | EvaluateError::Size { .. }
+        | EvaluateError::Detect { .. }
+        | EvaluateError::Eval(_) => Failure::failed(error),
         _ => Failure::request(error),
     }
 }

@@ -25,13 +25,13 @@ pub(crate) struct Args {
     /// Model folder, or a bare .onnx file.
     model: PathBuf,
     /// Write the result as JSON (`-` = stdout).
-    #[arg(long, value_name = "FILE")]
+    #[arg(long, value_name = "FILE", value_parser = super::output::output_path())]
     json: Option<PathBuf>,
     /// List the layers of the integer network, as they run: operator, kernel, size, multiplications, what each reads.
     #[arg(long)]
     layers: bool,
     /// Write the integer network as a picture for Graphviz (`-` = stdout, and nothing else there).
-    #[arg(long, value_name = "FILE")]
+    #[arg(long, value_name = "FILE", value_parser = super::output::output_path())]
     dot: Option<PathBuf>,
 }
 

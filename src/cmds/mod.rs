@@ -80,6 +80,17 @@ impl Failure {
     }
 }
 
+/// The message and the causes that it does not quote already.
+pub(crate) fn explain(error: &Error) -> String {
+    let mut text = error.to_string();
+    for cause in error.chain().skip(1).map(ToString::to_string) {
+        if !text.contains(&cause) {
+            text = format!("{text}: {cause}");
+        }
+    }
+    text
+}
+
 /// Instruction set of the kernels in use.
 pub(crate) fn effective_isa() -> Isa {
     Kernels::default().isa()

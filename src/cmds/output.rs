@@ -2,7 +2,8 @@
 
 use super::Failure;
 use anyhow::Context;
-use fovea::pipeline::detections::Output;
+use clap::builder::{PathBufValueParser, TypedValueParser};
+use fovea::pipeline::detections::{Output, probe_writable};
 use serde::Serialize;
 use std::ffi::{OsStr, OsString};
 use std::fs::{self, File, OpenOptions};
@@ -10,8 +11,8 @@ use std::io::{self, Write};
 use std::os::unix::fs::MetadataExt;
 use std::path::{Component, Path, PathBuf};
 
-/// A result file that is opened before the work starts, so that hours are not spent on what cannot be written. It
-/// keeps what it held until [`Self::write`]; a file that was made for nothing is removed.
+/// A result file that is tried before the work starts, so that hours are not spent on what cannot be written. It
+/// keeps what it held until [`Self::write`]; one that was not there is made only then.
 #[derive(Debug)]
 pub(crate) struct ResultFile {
     target: Target,
@@ -20,7 +21,12 @@ pub(crate) struct ResultFile {
 #[derive(Debug)]
 enum Target {
     Stdout,
-    File { path: PathBuf, file: File, is_ours: bool },
+    /// A pipe or a device.
+    Special {
+        path: PathBuf,
+        file: File,
+    },
+    File(PathBuf),
 }
 
 impl ResultFile {
@@ -29,12 +35,18 @@ impl ResultFile {
         if Output::new(path.to_owned()) == Output::Stdout {
             return Ok(Self { target: Target::Stdout });
         }
-        let is_ours = !path.exists();
-        let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty());
-        let file =
-            folder.map_or(Ok(()), fs::create_dir_all).and_then(|()| OpenOptions::new().append(true).create(true).open(path));
-        let file = file.with_context(|| format!("cannot write {}; choose a folder that can be written", path.display()));
-        Ok(Self { target: Target::File { path: path.to_owned(), file: file.map_err(Failure::request)?, is_ours } })
+        let is_special = fs::metadata(path).is_ok_and(|metadata| !metadata.is_file());
+        let target = || -> io::Result<Target> {
+            if is_special {
+                return Ok(Target::Special { path: path.to_owned(), file: OpenOptions::new().append(true).open(path)? });
+            }
+            let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty());
+            folder.map_or(Ok(()), fs::create_dir_all)?;
+            probe_writable(path)?;
+            Ok(Target::File(path.to_owned()))
+        };
+        let target = target().with_context(|| format!("cannot write {}; choose a folder that can be written", path.display()));
+        Ok(Self { target: target.map_err(Failure::request)? })
     }
 
     /// Whether results go to stdout, where nothing else should be then.
@@ -43,21 +55,22 @@ impl ResultFile {
     }
 
     /// Replaces what the file held by `text`; if that fails, a regular file still holds what it held.
-    pub(crate) fn write(mut self, text: &str) -> Result<(), Failure> {
-        match &mut self.target {
+    pub(crate) fn write(self, text: &str) -> Result<(), Failure> {
+        match self.target {
             Target::Stdout => io::stdout().lock().write_all(text.as_bytes()).context("cannot write to stdout"),
-            Target::File { path, file, is_ours } => {
-                let written = match file.metadata() {
-                    Ok(metadata) if metadata.is_file() => replace(path, &metadata, text),
-                    // Pipes and devices cannot be replaced.
-                    _ => file.write_all(text.as_bytes()).and_then(|()| file.flush()),
-                };
-                *is_ours &= written.is_err();
+            Target::Special { path, mut file } => {
+                let written = file.write_all(text.as_bytes()).and_then(|()| file.flush());
                 written.with_context(|| format!("cannot write {}", path.display()))
             }
+            Target::File(path) => replace(&path, text).with_context(|| format!("cannot write {}", path.display())),
         }
         .map_err(Failure::failed)
     }
+}
+
+/// The path of a file to write, as an option names it.
+pub(crate) fn output_path() -> impl TypedValueParser<Value = PathBuf> {
+    PathBufValueParser::new().try_map(|path| Output::named(path.clone()).map(|_| path))
 }
 
 /// Refuses outputs that are one file, or that are read.
@@ -131,10 +144,15 @@ pub(crate) fn write_stdout(text: &str) -> Result<(), Failure> {
     ResultFile { target: Target::Stdout }.write(text)
 }
 
-/// Puts a file with `text` and the rights in `old` in the place of the regular file `path`, at once.
-fn replace(path: &Path, old: &fs::Metadata, text: &str) -> io::Result<()> {
+/// Puts a file with `text` in the place of the regular file `path`, at once and with the same rights.
+fn replace(path: &Path, text: &str) -> io::Result<()> {
+    let is_new = !path.exists();
+    if is_new {
+        File::create(path)?;
+    }
     // A link stays a link.
     let path = path.canonicalize()?;
+    let rights = fs::metadata(&path)?.permissions();
     let mut name = OsString::from(".");
     name.push(path.file_name().unwrap_or_default());
     name.push(".partial");
@@ -146,7 +164,7 @@ fn replace(path: &Path, old: &fs::Metadata, text: &str) -> io::Result<()> {
         Err(error) => return Err(error),
     };
     let written = file
-        .set_permissions(old.permissions())
+        .set_permissions(rights)
         .and_then(|()| file.write_all(text.as_bytes()))
         // Some file systems find out only now that they are full.
         .and_then(|()| file.sync_all())
@@ -154,15 +172,9 @@ fn replace(path: &Path, old: &fs::Metadata, text: &str) -> io::Result<()> {
     if written.is_err() {
         // What was written of it is of no use; the failure that matters is reported.
         let _ = fs::remove_file(&partial);
-    }
-    written
-}
-
-impl Drop for ResultFile {
-    fn drop(&mut self) {
-        if let Target::File { path, is_ours: true, .. } = &self.target {
-            // Nothing was written: what cannot be removed is an empty file.
-            let _ = fs::remove_file(path);
+        if is_new {
+            let _ = fs::remove_file(&path);
         }
     }
+    written
 }

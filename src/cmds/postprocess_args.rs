@@ -55,7 +55,7 @@ impl PostprocessArgs {
         PostprocessOptions {
             score_threshold: self.score_threshold.or(file.score_threshold),
             class_thresholds: if self.class_threshold.is_empty() { file.class_thresholds } else { self.class_threshold },
-            classes: if self.classes.is_empty() { file.classes } else { self.classes },
+            classes: if self.classes.is_empty() { file.classes } else { names(&self.classes) },
             nms: self.nms.map(NmsMethod::from).or(file.nms),
             nms_iou_threshold: self.nms_iou_threshold.or(file.nms_iou_threshold),
             soft_nms_sigma: self.soft_nms_sigma.or(file.soft_nms_sigma),
@@ -76,6 +76,11 @@ impl From<NmsArg> for NmsMethod {
     }
 }
 
+/// As they are written behind commas.
+fn names(written: &[String]) -> Vec<String> {
+    written.iter().map(|name| name.trim().to_owned()).collect()
+}
+
 fn score(text: &str) -> Result<f32, String> {
     let score = text.parse::<f32>().ok().filter(|score| (0.0..=1.0).contains(score));
     score.ok_or_else(|| "expected 0 to 1".to_owned())
@@ -83,5 +88,5 @@ fn score(text: &str) -> Result<f32, String> {
 
 fn class_threshold(text: &str) -> Result<(String, f32), String> {
     let (name, threshold) = text.rsplit_once('=').ok_or("expected a class and a score: person=0.5")?;
-    Ok((name.to_owned(), score(threshold)?))
+    Ok((name.trim().to_owned(), score(threshold.trim())?))
 }

@@ -16,7 +16,7 @@ use fovea::pipeline::report::Report;
 use fovea::pipeline::runner::{self, Annotate, NoSink, Outcome, Progress, RunOptions, StopSignal, Stream};
 use fovea::pipeline::spec::{Pace, SinkSpec, SourceKind, SourceSpec};
 use indicatif::{ProgressBar, ProgressStyle};
-use std::io::IsTerminal;
+use std::io::{IsTerminal, Read};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -62,10 +62,10 @@ pub(crate) struct Args {
     #[arg(long, value_name = "N", value_parser = seconds)]
     seconds: Option<Duration>,
     /// Write detections as JSON lines, one a frame; `-` is standard output.
-    #[arg(long, value_name = "F.jsonl")]
+    #[arg(long, value_name = "F.jsonl", value_parser = super::output::output_path())]
     detections: Option<PathBuf>,
     /// Write the report as JSON; `-` is standard output.
-    #[arg(long, value_name = "F.json")]
+    #[arg(long, value_name = "F.json", value_parser = super::output::output_path())]
     report: Option<PathBuf>,
 }
 
@@ -131,6 +131,10 @@ pub(super) fn seconds(text: &str) -> Result<Duration, String> {
 
 impl Args {
     pub(crate) fn run(self) -> Result<(), Failure> {
+        if let Some(path) = self.pipeline.as_deref().filter(|path| is_video(path)) {
+            let path = path.display();
+            return Err(Failure::request(anyhow!("{path} is no pipeline file; a video goes behind --source: --source {path}")));
+        }
         let mut draft = self.pipeline.as_deref().map(Draft::read).transpose().map_err(Failure::request)?.unwrap_or_default();
         let here = Path::new("");
         if let Some(uri) = &self.source {
@@ -162,7 +166,7 @@ impl Args {
 
 /// Runs a pipeline with progress on stderr and Ctrl-C handled.
 pub(super) fn execute(spec: &PipelineSpec) -> Result<Outcome, Failure> {
-    wait_for_camera(&spec.source);
+    wait_for_camera(&spec.source)?;
     probe::source(&spec.source).map_err(Failure::request)?;
     keep_files_apart(spec).map_err(Failure::request)?;
     if spec.source.reconnect.is_some_and(|limit| !limit.is_zero()) && !spec.source.may_be_live() {
@@ -206,16 +210,24 @@ const DEVICE_TICK: Duration = Duration::from_millis(500);
 
 /// Waits for the device of a camera that is to be waited for: at boot it may come after this program. Nothing is open yet, so a
 /// signal ends the program as usual.
-fn wait_for_camera(spec: &SourceSpec) {
-    let Some((device, limit)) = spec.awaited_device().filter(|(device, _)| !device.exists()) else { return };
+fn wait_for_camera(spec: &SourceSpec) -> Result<(), Failure> {
+    let Some((device, limit)) = spec.awaited_device().filter(|(device, _)| !device.exists()) else { return Ok(()) };
     say!("{}: not there yet; waiting for it for {} s", device.display(), limit.as_secs());
     let mut waited = Duration::ZERO;
     while waited < limit && !device.exists() {
         std::thread::sleep(DEVICE_TICK);
         waited += DEVICE_TICK;
     }
+    if !device.exists() {
+        // No wrong request: who starts the program may try again.
+        let (device, limit) = (device.display(), limit.as_secs());
+        return Err(Failure::failed(anyhow!(
+            "{device}: not there after {limit} s; plug it in, and `ls /dev/video*` shows its name"
+        )));
+    }
     // Its group and rights are set a moment after it appears.
     std::thread::sleep(DEVICE_TICK);
+    Ok(())
 }
 
 /// The first signal finalises files, the second leaves at once.
@@ -314,6 +326,17 @@ pub(super) fn open_sink(spec: &PipelineSpec) -> Result<Shown, Failure> {
     }
 }
 
+/// Whether somebody took a video, a folder of pictures or a URL for a pipeline file.
+fn is_video(path: &Path) -> bool {
+    let is_url = path.to_str().is_some_and(|path| path.contains("://"));
+    is_url || path.is_dir() || path.extension().is_some_and(|extension| extension != "toml") && path.is_file() && is_binary(path)
+}
+
+fn is_binary(path: &Path) -> bool {
+    let mut head = [0; 64];
+    std::fs::File::open(path).and_then(|mut file| file.read(&mut head)).is_ok_and(|len| head[..len].contains(&0))
+}
+
 /// What a run's outcome means for the command.
 pub(super) fn result_of(outcome: Outcome) -> Result<(), Failure> {
     match outcome.error {
@@ -371,6 +394,9 @@ pub(super) fn summarise(outcome: &Outcome) {
 
 /// Names the files that a run left, once they are all written.
 pub(super) fn name_files(spec: &PipelineSpec, outcome: &Outcome, has_report: bool) {
+    if spec.sink == SinkSpec::None && spec.detections.is_none() && spec.report.is_none() && outcome.info.is_some() {
+        say!("nothing was asked for: --sink out.mp4 draws the objects on a video, --detections - prints them");
+    }
     for path in output_files(spec) {
         let is_report = matches!(&spec.report, Some(Output::File(report)) if report == path);
         // What an earlier run left is not of this one.

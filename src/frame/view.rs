@@ -56,6 +56,9 @@ pub enum RoiError {
     /// Parts beyond 1.
     #[error("parts of the picture must lie in 0 to 1, x + width and y + height too")]
     Parts,
+    /// What was meant are parts.
+    #[error("that is a single pixel; parts of the picture are written with a decimal point, all of it is 0,0,1.0,1.0")]
+    Pixel,
     /// Larger than any picture.
     #[error("no picture has sides of more than {MAX_SIDE} pixels")]
     Pixels,
@@ -114,7 +117,8 @@ impl FromStr for Roi {
         let [x, y, width, height] = four::<usize>(text).ok_or(RoiError::Syntax)?;
         match [x, y, width, height].into_iter().max() {
             _ if width == 0 || height == 0 => Err(RoiError::Empty),
-            Some(0..=MAX_SIDE) => Ok(Self::Pixels(Region { x, y, width, height })),
+            Some(..=1) => Err(RoiError::Pixel),
+            Some(..=MAX_SIDE) => Ok(Self::Pixels(Region { x, y, width, height })),
             _ => Err(RoiError::Pixels),
         }
     }

@@ -108,6 +108,11 @@ impl Report<'_> {
             || self.error.matches(gst::StreamError::CodecNotFound)
     }
 
+    /// What came is a text, not a stream: what a camera answers where it wants a login.
+    fn is_page(&self) -> bool {
+        missing_video(self.missing).is_none() && self.missing.iter().any(|(_, detail)| detail.contains("text/"))
+    }
+
     fn missing_plugin(&self, said: &str) -> String {
         let Some((description, detail)) = missing_video(self.missing).or(self.missing.first()) else {
             return format!(
@@ -152,6 +157,12 @@ pub(super) fn source_error(spec: &SourceSpec, scrubber: &Scrubber, report: &Repo
     if report.has_only_sound(&said) {
         return request("it holds sound but no video; give a file or stream with a picture".into());
     }
+    if report.is_missing_plugin() && report.is_page() {
+        let what = report.missing.iter().map(|(description, _)| description.as_str()).collect::<Vec<_>>().join(", ");
+        return request(format!(
+            "this is no video ({what}): a server may send a page where it wants a login; check the path, and user and password"
+        ));
+    }
     if report.is_missing_plugin() {
         return stream(report.missing_plugin(&said));
     }
@@ -160,10 +171,14 @@ pub(super) fn source_error(spec: &SourceSpec, scrubber: &Scrubber, report: &Repo
         SourceKind::Url(_) if is_unauthorized(error, &said) => {
             request(format!("the server refuses the user or password ({said}); {CREDENTIALS}"))
         }
-        SourceKind::Url(_) if error.matches(gst::ResourceError::NotFound) || said.contains("Not Found") => request(format!(
-            "the server has no such stream or cannot be found ({said}); check host and path of the URL, the camera's manual \
-             names the path"
-        )),
+        SourceKind::Url(_) if error.matches(gst::ResourceError::NotFound) || said.contains("Not Found") => {
+            let text = format!(
+                "the server has no such stream or cannot be found ({said}); check host and path of the URL, the camera's manual \
+                 names the path"
+            );
+            // A server that passes streams on has none until its camera is there.
+            if spec.start_limit().is_some() { stream(text) } else { request(text) }
+        }
         SourceKind::Url(_) if is_silent || error.is::<gst::ResourceError>() => stream(format!(
             "the connection failed ({said}); check that the device is on, that host and port are right and that no firewall is \
              between; for rtsp, try the other transport (tcp or udp)"
@@ -174,8 +189,8 @@ pub(super) fn source_error(spec: &SourceSpec, scrubber: &Scrubber, report: &Repo
         SourceKind::V4l2 { device, .. } if error.is::<gst::ResourceError>() => {
             let device = device.display();
             stream(format!(
-                "the camera cannot be used ({said}); `fuser -v {device}` shows a program that holds it, `v4l2-ctl -d {device} \
-                 --list-formats-ext` the sizes and rates that it has, and your user must be in the group `video`"
+                "the camera cannot be used ({said}); `fuser -v {device}` (package psmisc) shows a program that holds it, \
+                 `v4l2-ctl -d {device} --list-formats-ext` (package v4l-utils) the sizes and rates that it has, and your user must be in the group `video`"
             ))
         }
         SourceKind::V4l2 { device, .. } if is_format_trouble(error, &said) => request(format!(
@@ -235,7 +250,8 @@ pub(super) fn sink_error(spec: &SinkSpec, report: &Report<'_>) -> SinkError {
     }
     if error.matches(gst::ResourceError::NoSpaceLeft) || said.contains("No space left") {
         return SinkError::Write(format!(
-            "{spec}: the disk is full ({said}); what was written so far can be played; make room or write elsewhere"
+            "{spec}: the disk is full ({said}); what was written so far can be played, from a \
+             second on; make room or write elsewhere"
         ));
     }
     if *spec == SinkSpec::Display {
@@ -248,7 +264,7 @@ pub(super) fn sink_error(spec: &SinkSpec, report: &Report<'_>) -> SinkError {
         return SinkError::Request(format!("{spec}: the file cannot be written ({said}); check folder and permissions"));
     }
     SinkError::Write(format!(
-        "{spec}: writing failed in element {} ({said}); what was written so far can be played",
+        "{spec}: writing failed in element {} ({said}); what was written so far can be played, from a second on",
         report.element
     ))
 }

@@ -610,7 +610,8 @@ fn screen() -> Result<gst::Element, String> {
             return Ok(screen);
         }
     }
-    Err("no screen is there (neither Wayland nor X11 nor a free console); run it within a desktop session, or write a file with \
+    Err("no screen is there (neither Wayland nor X11 nor a free console, or GStreamer's part for it is missing: sudo apt install \
+         gstreamer1.0-x); run it within a desktop session, or write a file with \
          --sink out.mp4"
         .into())
 }

@@ -705,8 +705,8 @@ impl Watch {
         None
     }
 
-    /// A stream from outside that gave frames, or one that is waited for. What a server refuses is wrong at the start, and so is
-    /// what this machine cannot decode. A password that is refused ends it at any time: tries with a wrong one may lock a camera.
+    /// A stream from outside that gave frames, or one that is waited for. What this machine cannot decode is
+    /// wrong at the start. A password that is refused ends it at any time: tries with a wrong one may lock a camera.
     fn can_reconnect(&self, error: &SourceError) -> bool {
         let can_decode = missing_video(&self.missing).is_none();
         let is_silent = !self.intake.has_layout() && can_decode && matches!(error, SourceError::Stream(_));

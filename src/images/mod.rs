@@ -114,6 +114,9 @@ const MAX_DECODED: u64 = 1 << 30;
 /// # Errors
 /// What the decoder says.
 pub fn decode(bytes: &[u8]) -> Result<RgbPicture, String> {
+    if is_cut_off(bytes) {
+        return Err("the file is cut off: a JPEG without its end".to_owned());
+    }
     let mut decoder = decoder(io::Cursor::new(bytes))?;
     let (n_bytes, (width, height)) = (decoder.total_bytes(), decoder.dimensions());
     if n_bytes > MAX_DECODED {
@@ -125,6 +128,29 @@ pub fn decode(bytes: &[u8]) -> Result<RgbPicture, String> {
     let rgb = picture.into_rgb8();
     let (width, height) = (rgb.width() as usize, rgb.height() as usize);
     Ok(RgbPicture { width, height, data: rgb.into_raw() })
+}
+
+/// Whether the bytes are those of a JPEG file (ISO 10918-1, annex B) that ends before its picture does. Its decoder makes the
+/// rest grey.
+fn is_cut_off(bytes: &[u8]) -> bool {
+    const START: [u8; 2] = [0xff, 0xd8];
+    let Some(mut rest) = bytes.strip_prefix(&START) else { return false };
+    loop {
+        match *rest {
+            // The end; thumbnails have theirs inside of a segment.
+            [0xff, 0xd9, ..] => return false,
+            // Samples: a byte that is stuffed, restarts, fill; then, markers without a segment.
+            [0xff, 0 | 0x01 | 0xd0..=0xd8, ref after @ ..] => rest = after,
+            [0xff, 0xff, ..] => rest = &rest[1..],
+            // A segment, its length first.
+            [0xff, _, high, low, ..] => match rest.get(2 + usize::from(u16::from_be_bytes([high, low]))..) {
+                Some(after) => rest = after,
+                None => return true,
+            },
+            [0xff, ..] | [] => return true,
+            [_, ref after @ ..] => rest = &after[after.iter().position(|&byte| byte == 0xff).unwrap_or(after.len())..],
+        }
+    }
 }
 
 /// Writes a picture as PNG or JPEG, by the extension of `path`.

@@ -45,7 +45,7 @@ pub struct PipelineConfig {
 
 /// `[source]`: one of `uri` and `launch`, and what belongs to it.
 #[derive(Debug, Clone, PartialEq, Default, Deserialize)]
-#[serde(deny_unknown_fields, default)]
+#[serde(deny_unknown_fields, default, expecting = "a table: [source], and in it uri = \"…\"")]
 pub struct SourceConfig {
     /// A video file, a folder of pictures, `rtsp://…`, `http://…`, `v4l2:///dev/video0`, `libcamera://`, `csi://0`,
     /// `test://`.
@@ -97,7 +97,7 @@ pub enum Transport {
 
 /// `[view]`
 #[derive(Debug, Clone, PartialEq, Default, Deserialize)]
-#[serde(deny_unknown_fields, default)]
+#[serde(deny_unknown_fields, default, expecting = "a table: [view], and in it roi or rotate")]
 pub struct ViewConfig {
     /// Region of interest, `"x,y,width,height"` in pixels of the frame, or with a decimal point in parts of it, 0 to 1; default:
     /// the whole frame.
@@ -108,7 +108,7 @@ pub struct ViewConfig {
 
 /// `[model]`
 #[derive(Debug, Clone, PartialEq, Default, Deserialize)]
-#[serde(deny_unknown_fields, default)]
+#[serde(deny_unknown_fields, default, expecting = "a table: [model], and in it dir = \"…\"")]
 pub struct ModelConfig {
     /// The model's folder; default: `models/default` in the working folder, or beside the program.
     pub dir: Option<PathBuf>,
@@ -139,7 +139,7 @@ pub struct ModelConfig {
 
 /// `[queue]`
 #[derive(Debug, Clone, PartialEq, Default, Deserialize)]
-#[serde(deny_unknown_fields, default)]
+#[serde(deny_unknown_fields, default, expecting = "a table: [queue]")]
 pub struct QueueConfig {
     /// Frames that may wait, 1 or 2; default 1. Two more buffers of the source are held: one in work, one that is being
     /// handed over. Cameras of small computers have few.
@@ -150,7 +150,7 @@ pub struct QueueConfig {
 
 /// `[sink]`
 #[derive(Debug, Clone, PartialEq, Default, Deserialize)]
-#[serde(deny_unknown_fields, default)]
+#[serde(deny_unknown_fields, default, expecting = "a table: [sink], and in it uri = \"…\"")]
 pub struct SinkConfig {
     /// A file ending in .mp4 or .mkv, `rtsp://…` of a server, `"display"` or `"none"`; default `"none"`.
     pub uri: Option<String>,
@@ -158,7 +158,7 @@ pub struct SinkConfig {
 
 /// `[overlay]`
 #[derive(Debug, Clone, PartialEq, Default, Deserialize)]
-#[serde(deny_unknown_fields, default)]
+#[serde(deny_unknown_fields, default, expecting = "a table: [overlay]")]
 pub struct OverlayConfig {
     /// Whether the number of the frame is drawn; default true.
     pub frame_counter: Option<bool>,
@@ -166,7 +166,7 @@ pub struct OverlayConfig {
 
 /// `[output]`
 #[derive(Debug, Clone, PartialEq, Default, Deserialize)]
-#[serde(deny_unknown_fields, default)]
+#[serde(deny_unknown_fields, default, expecting = "a table: [output], and in it detections or report")]
 pub struct OutputConfig {
     /// JSON lines, one a frame; `"-"` is standard output; default: none.
     pub detections: Option<PathBuf>,
@@ -176,7 +176,7 @@ pub struct OutputConfig {
 
 /// `[limits]`
 #[derive(Debug, Clone, PartialEq, Default, Deserialize)]
-#[serde(deny_unknown_fields, default)]
+#[serde(deny_unknown_fields, default, expecting = "a table: [limits], and in it max_frames or seconds")]
 pub struct LimitsConfig {
     /// Stop after so many frames went through the network, at least 1; default: never.
     pub max_frames: Option<u64>,
@@ -383,11 +383,13 @@ impl Draft {
                 Some(read_seconds(seconds).ok_or_else(|| value("limits.seconds", &seconds, "above 0, at most 1e9"))?)
             }
         };
-        let output = |path: Option<PathBuf>| {
-            path.map(|path| match Output::new(path) {
-                Output::File(path) => Output::File(base.join(path)),
-                stdout => stdout,
-            })
+        let output = |key, path: Option<PathBuf>| {
+            let Some(path) = path else { return Ok(None) };
+            let shown = hide_credentials(&path.to_string_lossy());
+            match Output::named(path).map_err(|error| wrong(key, &shown, &error))? {
+                Output::File(path) => Ok(Some(Output::File(base.join(path)))),
+                Output::Stdout => Ok(Some(Output::Stdout)),
+            }
         };
         Ok(Self {
             name: config.name,
@@ -399,8 +401,8 @@ impl Draft {
             max_frame_age: config.queue.max_frame_age_ms.map(Duration::from_millis),
             sink: config.sink.uri.map(|uri| SinkSpec::parse(&uri, base)).transpose().map_err(spec)?,
             frame_counter: config.overlay.frame_counter,
-            detections: output(config.output.detections),
-            report: output(config.output.report),
+            detections: output("output.detections", config.output.detections)?,
+            report: output("output.report", config.output.report)?,
             max_frames: config.limits.max_frames,
             max_time,
         })
@@ -583,7 +585,7 @@ fn syntax_error(error: &toml::de::Error, text: &str, path: &Path) -> ConfigError
     let this_line = text.lines().nth(line - 1).unwrap_or_default();
     let mut headers = before.lines().chain(std::iter::once(this_line)).map(str::trim);
     let table = headers.rfind(|line| line.starts_with('[')).map(|header| format!(", in {header}"));
-    let message = hide_credentials(error.message().trim());
+    let message = in_words(&hide_credentials(error.message().trim()));
     let reason = match message.strip_prefix("unknown field ") {
         Some(rest) => unknown_key(rest),
         None => match this_line.split_once('=') {
@@ -592,6 +594,19 @@ fn syntax_error(error: &toml::de::Error, text: &str, path: &Path) -> ConfigError
         },
     };
     ConfigError::Syntax { path: path.to_owned(), line, table: table.unwrap_or_default(), reason }
+}
+
+/// Types of this program as the user writes them.
+fn in_words(message: &str) -> String {
+    const WORDS: [(&[&str], &str); 4] = [
+        (&["usize", "u16", "u32", "u64"], "a whole number, 0 or more"),
+        (&["f32", "f64"], "a number"),
+        (&["a sequence"], "a list: [\"person\", \"car\"]"),
+        (&["a map"], "a table: { person = 0.5 }"),
+    ];
+    let Some((before, expected)) = message.split_once(", expected ") else { return message.to_owned() };
+    let known = WORDS.iter().find(|(types, _)| types.contains(&expected));
+    known.map_or_else(|| message.to_owned(), |(_, words)| format!("{before}, expected {words}"))
 }
 
 /// From serde's "`key`, expected one of `a`, `b`".
@@ -738,6 +753,9 @@ mod tests {
             ("[model]\n\nthreads = 'two'", &["line 3, in [model]", "`threads`", "invalid type: string"]),
             ("pace = 'fast'", &["line 1", "`pace`", "`max`", "`live`"]),
             ("[source\n", &["line 1"]),
+            ("source = 'rtsp://me:secret@h/1'", &["line 1", "expected a table: [source], and in it uri"]),
+            ("[model]\nthreads = -1", &["`threads`", "a whole number, 0 or more"]),
+            ("[model]\nclasses = 'person'", &["`classes`", "a list: [\"person\", \"car\"]"]),
             ("[view]\nroi = '1,2,3'", &["`view.roi` is 1,2,3;", "x,y,width,height"]),
             ("[view]\nroi = '0.5,0,0.6,1'", &["`view.roi` is 0.5,0,0.6,1;", "0 to 1"]),
             ("[view]\nrotate = 45", &["`view.rotate` is 45;", "0, 90, 180 or 270"]),
@@ -753,6 +771,7 @@ mod tests {
             ("[limits]\nseconds = -1", &["limits.seconds", "above 0"]),
             ("[limits]\nseconds = nan", &["limits.seconds", "above 0"]),
             ("[limits]\nmax_frames = 0", &["limits.max_frames"]),
+            ("[output]\nreport = 'http://me:secret@h/x'", &["`output.report`", "a file, or to standard output"]),
             ("[source]\n", &["source.uri", "missing"]),
             ("[source]\nuri = 'a.mp4'\nlaunch = 'x'", &["source.launch", "one of them"]),
             ("[source]\nuri = 'a.mp4'\nwidth = 3", &["`source.width`", "/cfg/a.mp4", "remove it"]),

@@ -6,6 +6,7 @@
 use crate::detection::Detection;
 use crate::frame::Stamps;
 use serde::ser::{Serialize, SerializeSeq, Serializer};
+use sha2::{Digest, Sha256};
 use std::fs::File;
 use std::io::{self, Write};
 use std::os::unix::fs::FileTypeExt;
@@ -25,6 +26,14 @@ impl Output {
     #[must_use]
     pub fn new(path: PathBuf) -> Self {
         if path.as_os_str() == "-" || path.as_os_str() == "/dev/stdout" { Self::Stdout } else { Self::File(path) }
+    }
+
+    /// As [`Self::new`], of what a user named.
+    ///
+    /// # Errors
+    /// [`NoFile`] for a URL: as a path it would make folders with its password in their names.
+    pub fn named(path: PathBuf) -> Result<Self, NoFile> {
+        if path.to_string_lossy().contains("://") { Err(NoFile) } else { Ok(Self::new(path)) }
     }
 
     /// The file, opened for writing; `None` for standard output.
@@ -78,6 +87,23 @@ impl std::fmt::Display for Output {
         }
     }
 }
+
+/// Adds number, then class, score and box of each detection to a digest, little endian.
+pub fn digest_detections(detections: &[Detection], digest: &mut Sha256) {
+    digest.update(u64::try_from(detections.len()).unwrap_or(u64::MAX).to_le_bytes());
+    for detection in detections {
+        digest.update(detection.class_id.0.to_le_bytes());
+        digest.update(detection.score.to_le_bytes());
+        for edge in detection.bbox.to_array() {
+            digest.update(edge.to_le_bytes());
+        }
+    }
+}
+
+/// A result is asked for where none can be written.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[error("results go into a file, or to standard output (-); a URL is neither")]
+pub struct NoFile;
 
 /// Why results cannot be written.
 #[derive(Debug, thiserror::Error)]
@@ -291,5 +317,6 @@ mod tests {
         assert!(error.contains("/nowhere/d.jsonl") && error.contains("folder that exists"), "{error}");
         assert!(missing.probe().is_err());
         assert_eq!(Output::new("-".into()), Output::Stdout);
+        assert_eq!(Output::named("rtsp://me:secret@host/1".into()), Err(NoFile));
     }
 }

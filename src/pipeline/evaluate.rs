@@ -85,6 +85,19 @@ pub enum EvaluateError {
     /// A picture that cannot be read.
     #[error(transparent)]
     Image(#[from] ImageError),
+    /// A picture that is not the one that was labelled.
+    #[error(
+        "{path} has {found:?} pixels, its labels are for {labelled:?}; label it anew, or bring back the picture (`fovea-train data \
+         check` lists all of them)"
+    )]
+    Size {
+        /// The picture.
+        path: PathBuf,
+        /// Width and height.
+        found: (usize, usize),
+        /// Width and height in the annotations.
+        labelled: (usize, usize),
+    },
     /// The network failed on a picture.
     #[error("{path}: {source}")]
     Detect {
@@ -216,7 +229,7 @@ fn detect_all(
             let image_idx = next.fetch_add(1, Ordering::Relaxed);
             let Some(image) = images.get(image_idx) else { break };
             let path = images_dir.join(&image.file_name);
-            let found = open(&path, degrade).map_err(EvaluateError::from).and_then(|picture| {
+            let found = open(&path, image, degrade).and_then(|picture| {
                 let found = detector.detect(&picture.as_picture(), &mut detections);
                 found.map_err(|source| EvaluateError::Detect { path, source })
             });
@@ -249,10 +262,14 @@ fn detect_all(
     Ok(all)
 }
 
-fn open(path: &Path, degrade: Option<Degradation>) -> Result<RgbPicture, ImageError> {
+fn open(path: &Path, image: &CocoImage, degrade: Option<Degradation>) -> Result<RgbPicture, EvaluateError> {
     let picture = images::open(path)?;
+    let (found, labelled) = ((picture.width, picture.height), (image.width as usize, image.height as usize));
+    if labelled != (0, 0) && found != labelled {
+        return Err(EvaluateError::Size { path: path.to_owned(), found, labelled });
+    }
     let Some(degradation) = degrade else { return Ok(picture) };
-    degradation.apply(&picture).map_err(|reason| ImageError::Decode { path: path.to_owned(), reason })
+    Ok(degradation.apply(&picture).map_err(|reason| ImageError::Decode { path: path.to_owned(), reason })?)
 }
 
 fn scored(detections: &[Detection], categories: &[Option<u32>]) -> Scored {

@@ -390,6 +390,14 @@ fn network_url(uri: &str, may_listen: bool) -> Result<SecretUrl, SpecError> {
     if host.is_empty() || host.starts_with(['/', '?', ':']) && !may_listen {
         return Err(SpecError::new(&url, "no host in the URL", "write it as rtsp://HOST[:PORT]/PATH"));
     }
+    let authority = host.split(['/', '?', '#']).next().unwrap_or_default();
+    // What follows the address; that of IPv6 has colons, in brackets.
+    let behind = authority.rsplit_once(']').map_or(authority, |(_, behind)| behind);
+    if let Some((_, port)) = behind.split_once(':')
+        && port.parse::<u16>().is_err()
+    {
+        return Err(SpecError::new(&url, format!("`{port}` is no port"), "a port is a number from 1 to 65535"));
+    }
     Ok(url)
 }
 
@@ -602,6 +610,9 @@ mod tests {
             ("ftp://host/x", "`ftp`"),
             ("rtsp://", "no host"),
             ("rtsp:///path", "no host"),
+            ("rtsp://cam:99999/s", "`99999` is no port"),
+            ("rtsp://u:p@cam:554:554/x", "`554:554` is no port"),
+            ("http://[::1]:x/s", "`x` is no port"),
             ("v4l2://dev/video0", "three slashes"),
             ("v4l2:///dev/video0?size=3", "`size`"),
             ("test://?width=0", "`width` is `0`"),

@@ -578,7 +578,8 @@ fn pictures_of_a_folder() {
             let picture = fovea::images::RgbPicture { width, height: 8, data: vec![128; width * 8 * 3] };
             fovea::images::save(&folder.path().join(name), &picture).unwrap();
         }
-        std::fs::write(folder.path().join("c.jpg"), "not a picture").unwrap();
+        let whole = std::fs::read(folder.path().join("a.jpg")).unwrap();
+        std::fs::write(folder.path().join("c.jpg"), &whole[..whole.len() - 2]).unwrap();
         std::fs::write(folder.path().join("notes.txt"), "ignored").unwrap();
         let (info, record, end) = read(&source(folder.path().to_str().unwrap()));
         assert_eq!(end, Ok(()));

@@ -166,7 +166,8 @@ fn a_camera_that_restarts() {
     });
 }
 
-/// Where it is asked for, a camera that is not there at the start is waited for; a wrong path is an error all the same.
+/// Where it is asked for, a camera that is not there at the start is waited for, be it that a server runs already and knows
+/// nothing of it.
 #[test]
 fn a_camera_that_starts_later() {
     within_limit(|| {
@@ -175,9 +176,17 @@ fn a_camera_that_starts_later() {
         let Some(server) = Server::start(&taken, &[]) else { return };
         let (port, url) = (server.port, server.url("", "live"));
         let mut wrong = source(&server.url("", "nowhere"));
-        wrong.reconnect = Some(Duration::from_secs(60));
+        wrong.reconnect = Some(Duration::from_secs(1));
         let error = start_error(&wrong);
-        assert!(matches!(&error, SourceError::Request(text) if text.contains("no such stream")), "{error:?}");
+        let is_named = |text: &str| text.contains("no such stream") && text.contains("tried again for 1 s");
+        assert!(matches!(&error, SourceError::Stream(text) if is_named(text)), "{error:?}");
+        let mut passed_on = source(&server.url("", "later"));
+        passed_on.reconnect = Some(Duration::from_secs(60));
+        let mut camera = open_source(&passed_on).unwrap();
+        let recorder = Recorder::new();
+        camera.start(recorder.clone()).unwrap();
+        watch(&recorder, 3, SIZE);
+        camera.stop();
         drop(server);
         let mut spec = source(&url);
         spec.reconnect = Some(Duration::from_secs(1));

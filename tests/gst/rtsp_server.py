@@ -2,7 +2,7 @@
 
 usage: rtsp_server.py PORT FILE WIDTH HEIGHT [USER PASSWORD]
 
-Serves /live (a test picture without end, 25 a second) and takes a stream that is published under /in into FILE (MPEG-TS).
+Serves /live (a test picture without end, 25 a second), the same as /later from three seconds on, and takes a stream that is published under /in into FILE (MPEG-TS).
 PORT 0: any. Prints its port; ends when its standard input does.
 """
 
@@ -26,9 +26,10 @@ def main(port, file, width, height, *credentials):
     server = GstRtspServer.RTSPServer.new()
     server.set_address("127.0.0.1")
     server.set_service(port)
-    live = GstRtspServer.RTSPMediaFactory.new()
-    live.set_launch(LIVE.format(width, height))
-    live.set_shared(True)
+    live, later = GstRtspServer.RTSPMediaFactory.new(), GstRtspServer.RTSPMediaFactory.new()
+    for factory in (live, later):
+        factory.set_launch(LIVE.format(width, height))
+        factory.set_shared(True)
     take = GstRtspServer.RTSPMediaFactory.new()
     take.set_launch(TAKE.format(file))
     take.set_transport_mode(GstRtspServer.RTSPTransportMode.RECORD)
@@ -39,7 +40,7 @@ def main(port, file, width, height, *credentials):
         auth = GstRtspServer.RTSPAuth.new()
         auth.add_basic(GstRtspServer.RTSPAuth.make_basic(*credentials), token)
         server.set_auth(auth)
-        for factory in (live, take):
+        for factory in (live, later, take):
             permissions = GstRtspServer.RTSPPermissions.new()
             for permission in ("media.factory.access", "media.factory.construct"):
                 permissions.add_permission_for_role("user", permission, True)
@@ -47,6 +48,7 @@ def main(port, file, width, height, *credentials):
     mounts = server.get_mount_points()
     mounts.add_factory("/live", live)
     mounts.add_factory("/in", take)
+    GLib.timeout_add_seconds(3, lambda: mounts.add_factory("/later", later))
     if not server.attach(None):
         sys.exit(f"port {port} cannot be used")
     print(server.get_bound_port(), flush=True)

@@ -373,7 +373,14 @@ fn wrong_requests_are_named() {
     std::fs::write(folder.join("animals/annotations.json"), animals).expect("a file");
     let detect = |rest: &[&'static str]| [&["detect", "--model", "tiny"], rest].concat();
     std::fs::hard_link(folder.join("a.png"), folder.join("same.png")).expect("a name");
-    let cases: [(Vec<&str>, i32, &[&str]); 26] = [
+    tiny::write_data(&folder.join("other-size"), 2);
+    images::save(&folder.join("other-size/images/2.png"), &tiny::picture(84, 60, 2)).expect("a picture");
+    let cases: [(Vec<&str>, i32, &[&str]); 31] = [
+        (vec!["eval", "--model", "tiny", "--data", "other-size"], 1, &["2.png has (84, 60) pixels", "labels are for (42, 30)"]),
+        (vec!["eval", "--model", "tiny", "--data", "data", "--limit", "0"], 2, &["--limit"]),
+        (detect(&["a.png", "--roi", "0,0,1,1"]), 2, &["--roi", "a single pixel", "0,0,1.0,1.0"]),
+        (detect(&["a.png", "--json", "rtsp://me:canary@host/1"]), 2, &["--json", "a URL is neither"]),
+        (detect(&["a.png", "--out", "drawn", "--json", "drawn/a.png"]), 2, &["drawn/a.png would be overwritten"]),
         (detect(&["a.png", "--json", "same.png"]), 2, &["same.png would be overwritten"]),
         (detect(&["a.png", "--roi", "0,1,60,45"]), 2, &["a.png", "60x45 at 0,1", "picture of 60x45", "name a region inside"]),
         (detect(&["a.png", "--roi", "1,2,3"]), 2, &["--roi", "'1,2,3'", "x,y,width,height"]),
@@ -413,9 +420,14 @@ fn one_bad_picture_does_not_cost_the_others() {
     let folder = folder.path();
     let bytes = std::fs::read(folder.join("a.png")).expect("a picture");
     std::fs::write(folder.join("cut.png"), &bytes[..bytes.len() / 2]).expect("a file");
-    let arguments = ["detect", "--model", "tiny", "a.png", "cut.png", "b.jpg", "--json", "out.jsonl"];
-    fails(folder, &arguments, 1, &["cut.png", "1 of 3 pictures"]);
+    // Its decoder would make the lower half of it grey.
+    let bytes = std::fs::read(folder.join("b.jpg")).expect("a picture");
+    std::fs::write(folder.join("cut.jpg"), &bytes[..bytes.len() * 2 / 3]).expect("a file");
+    let arguments = ["detect", "--model", "tiny", "a.png", "cut.png", "b.jpg", "cut.jpg", "--json", "out.jsonl"];
+    fails(folder, &arguments, 1, &["cut.png", "cut.jpg", "cut off", "2 of 4 pictures"]);
     let lines = std::fs::read_to_string(folder.join("out.jsonl")).expect("a file");
+    let blanks = ok(folder, &["detect", "--model", "tiny", "a.png", "--classes", "person, car", "--json", "-"]);
+    assert_eq!(lines.lines().next(), blanks.lines().next(), "blanks behind commas");
     let files: Vec<Value> =
         lines.lines().map(|line| serde_json::from_str::<Value>(line).expect("JSON")["file"].clone()).collect();
     assert_eq!(files, ["a.png", "b.jpg"]);

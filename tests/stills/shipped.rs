@@ -1,7 +1,9 @@
 //! The models that ship with the project: complete, in integers, and giving on this CPU what their golden file states.
 
 use fovea::frame::PictureRef;
+use fovea::pipeline::detections::digest_detections;
 use fovea::pipeline::detector::{Detector, DetectorOptions, hex};
+use fovea::postprocess::PostprocessOptions;
 use serde::Deserialize;
 use sha2::{Digest, Sha256};
 use std::collections::BTreeSet;
@@ -13,6 +15,7 @@ struct Golden {
     picture: String,
     network_sha256: String,
     heads_sha256: String,
+    detections_sha256: String,
 }
 
 /// Largest network that ships.
@@ -41,7 +44,8 @@ fn shipped_models_are_complete_and_give_their_golden_values() {
             |file: &str| std::fs::read_to_string(folder.join(file)).unwrap_or_else(|error| panic!("{name}/{file}: {error}"));
         let golden: Golden = serde_json::from_str(&read("golden.json")).expect("a golden file");
         for threads in [1, 2, 3] {
-            let options = DetectorOptions { threads, ..DetectorOptions::default() };
+            let postprocess = PostprocessOptions { score_threshold: Some(0.0), ..PostprocessOptions::default() };
+            let options = DetectorOptions { threads, postprocess, ..DetectorOptions::default() };
             let mut detector = Detector::open(&folder, &options).unwrap_or_else(|error| panic!("{name}: {error}"));
             let manifest = detector.manifest().clone();
             assert_eq!(detector.executor().network().census().float_convs, 0, "{name}: convolutions in float");
@@ -57,13 +61,13 @@ fn shipped_models_are_complete_and_give_their_golden_values() {
             assert_eq!(golden.picture, formula, "{name}: a picture that this test cannot make");
             let pixels = test_picture(width, height);
             let picture = PictureRef::rgb(&pixels, width, height).expect("a picture");
-            let mut digest = Sha256::new();
-            detector.detect_with_digest(&picture, &mut Vec::new(), Some(&mut digest)).expect("it runs");
-            assert_eq!(
-                hex(&digest.finalize()),
-                golden.heads_sha256,
-                "{name} with {threads} threads: another result than its golden file"
-            );
+            let (mut heads, mut all, mut detections) = (Sha256::new(), Sha256::new(), Vec::new());
+            detector.detect_with_digest(&picture, &mut detections, Some(&mut heads)).expect("it runs");
+            assert!(detections.len() > 20, "{name}: only {} detections to compare", detections.len());
+            digest_detections(&detections, &mut all);
+            let found = [heads, all].map(|digest| hex(&digest.finalize()));
+            let wanted = [golden.heads_sha256.clone(), golden.detections_sha256.clone()];
+            assert_eq!(found, wanted, "{name} with {threads} threads: another result than its golden file");
         }
         eprintln!("{name}: complete, golden values found");
     }

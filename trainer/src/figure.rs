@@ -1,5 +1,6 @@
 //! Figures: what the plots of this program have in common.
 
+use crate::request::Request;
 use anyhow::{Context, Result};
 use plotters::coord::Shift;
 use plotters::prelude::*;
@@ -27,11 +28,22 @@ pub(crate) const COLORS: [RGBColor; 10] = [
 /// Draws a picture of `size` pixels into a PNG file.
 pub(crate) fn draw(path: &Path, size: (u32, u32), with: impl FnOnce(&Area<'_>) -> Result<()>) -> Result<()> {
     register();
+    prepare(path)?;
     let area = BitMapBackend::new(path, size).into_drawing_area();
     area.fill(&WHITE)?;
     with(&area)?;
     area.present().with_context(|| format!("cannot write {}", path.display()))?;
     Ok(())
+}
+
+/// Makes the folder of a picture that will be written; refuses a name that is not one of a picture.
+pub(crate) fn prepare(path: &Path) -> Result<()> {
+    let extension = path.extension().map(|extension| extension.to_string_lossy().to_lowercase());
+    if !extension.is_some_and(|extension| ["png", "jpg", "jpeg"].contains(&&*extension)) {
+        return Err(Request(format!("{}: a picture is written as .png or .jpg", path.display())).into());
+    }
+    let folder = path.parent().unwrap_or(Path::new(""));
+    std::fs::create_dir_all(folder).with_context(|| format!("cannot make the folder {}", folder.display()))
 }
 
 /// Draws over RGB pixels of a picture of `size`.

@@ -3,7 +3,9 @@
 use crate::spec::{ModelSpec, Pixels};
 use anyhow::Result;
 use fovea::frame::PictureRef;
+use fovea::pipeline::detections::digest_detections;
 use fovea::pipeline::detector::{Detector, DetectorOptions, hex};
+use fovea::postprocess::PostprocessOptions;
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 use std::path::Path;
@@ -46,17 +48,22 @@ pub(crate) struct Golden {
     pub(crate) network_sha256: String,
     /// SHA-256 of all head tensors.
     pub(crate) heads_sha256: String,
+    /// SHA-256 of the detections with scores above 0, as `fovea detect --digest --score-threshold 0` prints it.
+    pub(crate) detections_sha256: String,
 }
 
 /// Runs the model on the test picture.
 pub(crate) fn golden(model_dir: &Path, spec: &ModelSpec, network: &[u8]) -> Result<Golden> {
-    let mut detector = Detector::open(model_dir, &DetectorOptions { threads: 1, ..DetectorOptions::default() })?;
+    let postprocess = PostprocessOptions { score_threshold: Some(0.0), ..PostprocessOptions::default() };
+    let mut detector = Detector::open(model_dir, &DetectorOptions { threads: 1, postprocess, ..DetectorOptions::default() })?;
     let pixels = test_picture(spec.width, spec.height);
-    let mut digest = Sha256::new();
-    detector.detect_with_digest(&PictureRef::rgb(&pixels, spec.width, spec.height)?, &mut Vec::new(), Some(&mut digest))?;
+    let (mut heads, mut all, mut detections) = (Sha256::new(), Sha256::new(), Vec::new());
+    detector.detect_with_digest(&PictureRef::rgb(&pixels, spec.width, spec.height)?, &mut detections, Some(&mut heads))?;
+    digest_detections(&detections, &mut all);
     Ok(Golden {
         picture: format!("RGB {}x{}: r = x*x/7 + 3*y, g = y*y/5 + x, b = x*y/11, modulo 256", spec.width, spec.height),
         network_sha256: hex(&Sha256::digest(network)),
-        heads_sha256: hex(&digest.finalize()),
+        heads_sha256: hex(&heads.finalize()),
+        detections_sha256: hex(&all.finalize()),
     })
 }

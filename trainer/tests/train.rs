@@ -748,7 +748,8 @@ fn wrong_requests_say_what_to_do() {
     std::fs::write(sizeless.join("annotations.json"), text.replacen("\"width\":96", "\"width\":0", 1)).unwrap();
     let faults = program().args(["data", "check", "--data"]).arg(&sizeless).output().unwrap();
     assert!(faults.status.code() == Some(1) && stderr(&faults).contains("of 0x64 pixels"), "{}", stderr(&faults));
-    let stats = program().args(["data", "stats", "--out"]).arg(dir.path().join("s.png")).arg("--data").arg(&sizeless).output();
+    let stats =
+        program().args(["data", "stats", "--out"]).arg(dir.path().join("new/s.png")).arg("--data").arg(&sizeless).output();
     assert_done(&stats.unwrap());
     let made = small_fit(&data, &run).args(["--until", "0"]).output().unwrap();
     assert_done(&made);
@@ -812,8 +813,10 @@ fn wrong_requests_say_what_to_do() {
         (vec!["fit", "--data", data.to_str().unwrap(), "--out", run.to_str().unwrap(), "--device", "tpu"], "auto, cpu or cuda"),
         (
             vec!["fit", "--data", data.to_str().unwrap(), "--out", run.to_str().unwrap(), "--init", "/nonexistent.safetensors"],
-            "cannot read weights",
+            "there is no file /nonexistent.safetensors",
         ),
+        (vec!["data", "check", "--data", data.to_str().unwrap(), "--init", "/proc"], "no file /proc/weights.safetensors"),
+        (vec!["data", "sheet", "--data", data.to_str().unwrap(), "--out", "sheet.gif"], "written as .png or .jpg"),
     ] {
         let output = program().args(&args).output().unwrap();
         assert!(stderr(&output).contains(part), "{args:?}: {}", stderr(&output));
@@ -833,7 +836,14 @@ fn faults_of_a_data_set_are_found() {
     assert!(table.contains("24 pictures, 24 boxes") && table.contains("green"), "{table}");
     assert!(stderr(&good).contains("12 boxes of green; a class is learned from hundreds"), "{}", stderr(&good));
     assert!(table.contains("have none at IoU 0.5"), "{table}");
-    std::fs::write(data.join("images/3.png"), b"not a picture").unwrap();
+    let jpeg = |size: usize| {
+        let picture = RgbPicture { width: size, height: size, data: vec![90; size * size * 3] };
+        let path = dir.path().join("a.jpg");
+        save(&path, &picture).unwrap();
+        std::fs::read(path).unwrap()
+    };
+    let whole = jpeg(64);
+    std::fs::write(data.join("images/3.png"), &whole[..whole.len() - 9]).unwrap();
     let text = std::fs::read_to_string(data.join("annotations.json")).unwrap();
     let mut coco: serde_json::Value = serde_json::from_str(&text).unwrap();
     coco["annotations"][5]["bbox"] = serde_json::json!([90, 0, 60, 20]);
@@ -841,7 +851,7 @@ fn faults_of_a_data_set_are_found() {
     std::fs::write(data.join("annotations.json"), coco.to_string()).unwrap();
     let bad = check(&data);
     assert_eq!(bad.status.code(), Some(1));
-    for part in ["3.png", "leaves the picture", "is empty", "3 faults"] {
+    for part in ["3.png", "cut off", "leaves the picture", "is empty", "3 faults"] {
         assert!(stderr(&bad).contains(part), "{part}: {}", stderr(&bad));
     }
 }

@@ -33,7 +33,7 @@ pub(crate) struct Args {
     data: Vec<PathBuf>,
     /// The network whose anchors and input size are checked: what `fit --init` begins with, beside a model.toml. Without it,
     /// the anchors of the edge preset at 416x256.
-    #[arg(long)]
+    #[arg(long, value_parser = super::weights_path)]
     init: Option<PathBuf>,
     /// Input width that the anchors are checked for, instead of the network's.
     #[arg(long, value_parser = side)]
@@ -69,6 +69,8 @@ struct ClassCount {
 #[derive(Default)]
 struct Findings {
     faults: Vec<String>,
+    /// Where the pictures of each data set are.
+    images_dirs: Vec<PathBuf>,
     /// Hash, data set and name of every picture that can be read.
     hashes: Vec<(u128, usize, String)>,
     /// Widths and heights of boxes in pixels of the network input.
@@ -85,10 +87,11 @@ impl Args {
             if self.data.len() > 1 {
                 println!("{}:", dir.display());
             }
+            findings.images_dirs.push(folder.images_dir().to_owned());
             check_pictures(&folder, number, &mut findings);
             check_boxes(&folder, &network, &mut findings);
         }
-        self.report_duplicates(&findings.hashes);
+        report_duplicates(&findings);
         report_anchors(&network, &findings.sizes);
         for fault in findings.faults.iter().take(MOST_LINES) {
             say!("error: {fault}");
@@ -104,9 +107,8 @@ impl Args {
     fn network(&self) -> Result<Network> {
         let mut network = Network { anchors: ModelSpec::edge_anchors(), size: (416, 256) };
         if let Some(init) = &self.init {
-            let folder = if init.is_dir() { init.clone() } else { init.parent().unwrap_or(Path::new("")).to_owned() };
-            let dir = RunDir(folder);
-            if init.is_file() && !dir.model().exists() && !dir.config().exists() {
+            let dir = RunDir(init.parent().unwrap_or(Path::new("")).to_owned());
+            if !dir.model().exists() && !dir.config().exists() {
                 // A backbone alone, as `import` makes it.
                 say!("{}: no model.toml beside it, so the anchors are those of the edge preset", init.display());
             } else {
@@ -117,26 +119,27 @@ impl Args {
         network.size = (self.width.unwrap_or(network.size.0), self.height.unwrap_or(network.size.1));
         Ok(network)
     }
+}
 
-    fn report_duplicates(&self, hashes: &[(u128, usize, String)]) {
-        let mut within = (0_usize, BTreeSet::new());
-        let mut across = within.clone();
-        duplicates::for_each_pair(&hashes.iter().map(|(hash, _, _)| *hash).collect::<Vec<_>>(), |a, b| {
-            let (n, first) = if hashes[a].1 == hashes[b].1 { &mut within } else { &mut across };
-            *n += 1;
-            first.insert((a, b));
-            if first.len() > MOST_LINES / 5 {
-                first.pop_last();
-            }
-        });
-        let name = |idx: usize| format!("{}/{}", self.data[hashes[idx].1].display(), hashes[idx].2);
-        for ((n, first), what) in [(within, "within a data set"), (across, "in two data sets")] {
-            for (a, b) in first {
-                say!("warning: look the same: {} and {}", name(a), name(b));
-            }
-            if n > 0 {
-                say!("warning: {n} pairs of pictures look the same {what}");
-            }
+fn report_duplicates(findings: &Findings) {
+    let hashes = &findings.hashes;
+    let mut within = (0_usize, BTreeSet::new());
+    let mut across = within.clone();
+    duplicates::for_each_pair(&hashes.iter().map(|(hash, _, _)| *hash).collect::<Vec<_>>(), |a, b| {
+        let (n, first) = if hashes[a].1 == hashes[b].1 { &mut within } else { &mut across };
+        *n += 1;
+        first.insert((a, b));
+        if first.len() > MOST_LINES / 5 {
+            first.pop_last();
+        }
+    });
+    let name = |idx: usize| findings.images_dirs[hashes[idx].1].join(&hashes[idx].2).display().to_string();
+    for ((n, first), what) in [(within, "within a data set"), (across, "in two data sets")] {
+        for (a, b) in first {
+            say!("warning: look the same: {} and {}", name(a), name(b));
+        }
+        if n > 0 {
+            say!("warning: {n} pairs of pictures look the same {what}");
         }
     }
 }

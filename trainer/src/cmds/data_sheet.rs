@@ -88,6 +88,7 @@ struct Own {
 impl Args {
     /// Draws the sheet.
     pub(crate) fn run(self) -> Result<()> {
+        figure::prepare(&self.out)?;
         let folder = Folder::open(&self.data)?;
         let names: HashMap<u32, &str> = folder.coco.categories.iter().map(|c| (c.id, c.name.as_str())).collect();
         let mut own: HashMap<u64, Vec<Own>> = HashMap::new();

@@ -39,6 +39,7 @@ struct Panel {
 impl Args {
     /// Draws.
     pub(crate) fn run(self) -> Result<()> {
+        figure::prepare(&self.out)?;
         let folder = Folder::open(&self.data)?;
         let panels = panels(&folder, (self.width, self.height));
         for panel in &panels {

@@ -72,9 +72,9 @@ pub(crate) struct Settings {
     /// its paths.
     #[arg(long)]
     config: Option<PathBuf>,
-    /// Initial weights (safetensors), taken by name. Where a model.toml lies beside them (a run, a shipped model), the network is that
+    /// Initial weights (safetensors, or the folder of a run or of a model that has them), taken by name. Where a model.toml lies beside them (a run, a shipped model), the network is that
     /// one, anchors and input size as well, but for its classes and what flags name.
-    #[arg(long)]
+    #[arg(long, value_parser = super::weights_path)]
     init: Option<PathBuf>,
     /// A stronger network to learn from beside the labels: the folder of a run or a model with the same anchors. Weights of
     /// its losses: `distill` in fit.toml.

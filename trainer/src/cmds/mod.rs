@@ -28,6 +28,8 @@ mod tune;
 use crate::request::Request;
 use anyhow::Result;
 use clap::{Parser, Subcommand};
+use std::ffi::OsStr;
+use std::path::PathBuf;
 
 /// Train, evaluate, quantise and export RetinaNet models for fovea.
 #[derive(Debug, Parser)]
@@ -119,6 +121,22 @@ impl DeviceArgs {
     /// The device, with its threads set.
     pub(crate) fn open(&self) -> Result<tch::Device> {
         device(&self.device, self.threads)
+    }
+}
+
+/// The file of weights that an option names, by itself or by the folder that it is in.
+fn weights_path(text: &str) -> Result<PathBuf, String> {
+    let path = PathBuf::from(text);
+    let path = if path.is_dir() { path.join("weights.safetensors") } else { path };
+    if !path.is_file() {
+        return Err(format!(
+            "there is no file {}; name weights (.safetensors), or the folder of a run or a model",
+            path.display()
+        ));
+    }
+    match path.extension().and_then(OsStr::to_str) {
+        Some("onnx") => Err("a network has no weights to go on from; name the weights.safetensors beside it".to_owned()),
+        _ => Ok(path),
     }
 }
 

@@ -30,6 +30,10 @@ pub(super) fn read(dir: &Path) -> Result<Labelled> {
     let (pictures, labels) = labels_of(dir).ok_or_else(|| {
         Request(format!("{}: no folders images/ and labels/; labels of a/images/b are in a/labels/b", dir.display()))
     })?;
+    if pictures != dir && ["train", "val"].iter().all(|part| pictures.join(part).is_dir()) {
+        let (dir, pictures) = (dir.display(), pictures.display());
+        say!("warning: {dir} is read as one, train and val together; for one of them name {pictures}/train or {pictures}/val");
+    }
     let Names { names, is_pose } = names_of(&labels, dir)?;
     let mut reader = Reader::default();
     for name in &names {

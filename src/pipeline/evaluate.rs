@@ -87,8 +87,9 @@ pub enum EvaluateError {
     Image(#[from] ImageError),
     /// A picture that is not the one that was labelled.
     #[error(
-        "{path} has {found:?} pixels, its labels are for {labelled:?}; label it anew, or bring back the picture (`fovea-train data \
-         check` lists all of them)"
+        "{path} has {}x{} pixels, its labels are for {}x{}; label it anew, or bring back the picture (`fovea-train data check` \
+         lists all of them)",
+        .found.0, .found.1, .labelled.0, .labelled.1
     )]
     Size {
         /// The picture.

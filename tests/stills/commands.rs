@@ -376,7 +376,7 @@ fn wrong_requests_are_named() {
     tiny::write_data(&folder.join("other-size"), 2);
     images::save(&folder.join("other-size/images/2.png"), &tiny::picture(84, 60, 2)).expect("a picture");
     let cases: [(Vec<&str>, i32, &[&str]); 31] = [
-        (vec!["eval", "--model", "tiny", "--data", "other-size"], 1, &["2.png has (84, 60) pixels", "labels are for (42, 30)"]),
+        (vec!["eval", "--model", "tiny", "--data", "other-size"], 1, &["2.png has 84x60 pixels", "labels are for 42x30"]),
         (vec!["eval", "--model", "tiny", "--data", "data", "--limit", "0"], 2, &["--limit"]),
         (detect(&["a.png", "--roi", "0,0,1,1"]), 2, &["--roi", "a single pixel", "0,0,1.0,1.0"]),
         (detect(&["a.png", "--json", "rtsp://me:canary@host/1"]), 2, &["--json", "a URL is neither"]),

@@ -34,11 +34,17 @@ impl Server {
 
     /// On a port of choice, with pictures of another size. `port` 0: any.
     fn start_as(port: u16, taken: &Path, size: (usize, usize), credentials: &[&str]) -> Option<Self> {
+        Self::start_at("live", port, taken, size, credentials)
+    }
+
+    /// Under another path.
+    fn start_at(path: &str, port: u16, taken: &Path, size: (usize, usize), credentials: &[&str]) -> Option<Self> {
         let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/gst/rtsp_server.py");
         let child = Command::new("/usr/bin/python3")
             .arg(script)
             .arg(port.to_string())
             .arg(taken)
+            .arg(path)
             .args([size.0.to_string(), size.1.to_string()])
             .args(credentials)
             .stdin(Stdio::piped())
@@ -182,12 +188,20 @@ fn a_camera_that_starts_later() {
         assert!(matches!(&error, SourceError::Stream(text) if is_named(text)), "{error:?}");
         let mut passed_on = source(&server.url("", "later"));
         passed_on.reconnect = Some(Duration::from_secs(60));
+        let knows_it_later = std::thread::spawn({
+            let taken = taken.clone();
+            move || {
+                std::thread::sleep(Duration::from_secs(1));
+                drop(server);
+                Server::start_at("later", port, &taken, SIZE, &[])
+            }
+        });
         let mut camera = open_source(&passed_on).unwrap();
         let recorder = Recorder::new();
         camera.start(recorder.clone()).unwrap();
         watch(&recorder, 3, SIZE);
         camera.stop();
-        drop(server);
+        drop(knows_it_later.join().unwrap());
         let mut spec = source(&url);
         spec.reconnect = Some(Duration::from_secs(1));
         let error = start_error(&spec);

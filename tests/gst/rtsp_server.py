@@ -1,8 +1,8 @@
 """An RTSP server on this machine (GStreamer's own, gst-rtsp-server), for tests.
 
-usage: rtsp_server.py PORT FILE WIDTH HEIGHT [USER PASSWORD]
+usage: rtsp_server.py PORT FILE PATH WIDTH HEIGHT [USER PASSWORD]
 
-Serves /live (a test picture without end, 25 a second), the same as /later from three seconds on, and takes a stream that is published under /in into FILE (MPEG-TS).
+Serves /PATH (a test picture without end, 25 a second) and takes a stream that is published under /in into FILE (MPEG-TS).
 PORT 0: any. Prints its port; ends when its standard input does.
 """
 
@@ -21,15 +21,14 @@ LIVE = (
 TAKE = "( rtph264depay name=depay0 ! h264parse ! mpegtsmux ! filesink sync=false buffer-mode=unbuffered location={} )"
 
 
-def main(port, file, width, height, *credentials):
+def main(port, file, path, width, height, *credentials):
     Gst.init(None)
     server = GstRtspServer.RTSPServer.new()
     server.set_address("127.0.0.1")
     server.set_service(port)
-    live, later = GstRtspServer.RTSPMediaFactory.new(), GstRtspServer.RTSPMediaFactory.new()
-    for factory in (live, later):
-        factory.set_launch(LIVE.format(width, height))
-        factory.set_shared(True)
+    live = GstRtspServer.RTSPMediaFactory.new()
+    live.set_launch(LIVE.format(width, height))
+    live.set_shared(True)
     take = GstRtspServer.RTSPMediaFactory.new()
     take.set_launch(TAKE.format(file))
     take.set_transport_mode(GstRtspServer.RTSPTransportMode.RECORD)
@@ -40,15 +39,14 @@ def main(port, file, width, height, *credentials):
         auth = GstRtspServer.RTSPAuth.new()
         auth.add_basic(GstRtspServer.RTSPAuth.make_basic(*credentials), token)
         server.set_auth(auth)
-        for factory in (live, later, take):
+        for factory in (live, take):
             permissions = GstRtspServer.RTSPPermissions.new()
             for permission in ("media.factory.access", "media.factory.construct"):
                 permissions.add_permission_for_role("user", permission, True)
             factory.set_permissions(permissions)
     mounts = server.get_mount_points()
-    mounts.add_factory("/live", live)
+    mounts.add_factory(f"/{path}", live)
     mounts.add_factory("/in", take)
-    GLib.timeout_add_seconds(3, lambda: mounts.add_factory("/later", later))
     if not server.attach(None):
         sys.exit(f"port {port} cannot be used")
     print(server.get_bound_port(), flush=True)

@@ -222,8 +222,8 @@ fn a_camera_that_starts_later() {
     });
 }
 
-/// GStreamer 1.22 does not always tell that a published stream has reached its end, though the server has all of it: the sink
-/// says so, after its time, and the stream is published again.
+/// GStreamer 1.22 does not always tell that a published stream has reached its end: the sink says so, after its time, and the
+/// stream is published again.
 fn until_its_end_is_told(publish: impl Fn() -> Result<(), SinkError>) {
     for _ in 0..3 {
         match publish() {

@@ -2,13 +2,12 @@
 
 mod cmds;
 
-use clap::Parser;
 use fovea::pipeline::secret::{hide_credentials, hide_in_word};
 use std::process::ExitCode;
 
 fn main() -> ExitCode {
     cmds::init_logging();
-    let cli = match cmds::Cli::try_parse() {
+    let cli = match cmds::Cli::read() {
         Ok(cli) => cli,
         Err(usage) if usage.use_stderr() => {
             // It quotes arguments, and the place of a URL is easily mistaken.

@@ -1150,6 +1150,17 @@ fn check_explains_every_line() {
         expect(&["check", &file], 2, &["FAIL  sink", "this build of fovea"]);
     }
     assert!(!folder.path().join("v.mp4").exists(), "check leaves nothing behind");
+    for (text, finding, words) in [
+        ("uri = 'test://?width=320'\n[view]\nroi = '200,0,200,100'", "FAIL  view", "200x100 at 200,0"),
+        ("uri = 'test://?width=400'\n[view]\nroi = '200,0,200,100'", "ok    view", "of 400x360"),
+    ] {
+        let file = written(folder.path(), "f.toml", &format!("[model]\ndir = 'm'\n[source]\n{text}"));
+        expect(&["check", &file], 2, &[finding, words]);
+    }
+    if cfg!(feature = "gst") {
+        let file = written(folder.path(), "g.toml", "[source]\nuri = 'test://?pattern=bal'");
+        expect(&["check", &file], 2, &["FAIL  source", "`bal` is no test pattern"]);
+    }
     for uri in ["me:canary@host/1", "rtsp//me:canary@host/1", "file://me:canary@host/1"] {
         let file = written(folder.path(), "e.toml", &format!("[source]\nuri = '{uri}'"));
         let said = fovea(&["check", &file]);

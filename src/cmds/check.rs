@@ -120,6 +120,13 @@ fn view(spec: &PipelineSpec) -> Finding {
         Rotation::None => String::new(),
         turned => format!(", turned by {} degrees", turned.degrees()),
     };
+    if let (Some(roi), &SourceKind::Test { width, height, .. }) = (roi, &spec.source.kind) {
+        let side = |side: u32| usize::try_from(side).unwrap_or(usize::MAX);
+        return match roi.region((side(width), side(height))) {
+            Ok(_) => Finding::Good(format!("{roi} of {width}x{height}{turned}")),
+            Err(error) => Finding::Bad(anyhow!("view.roi: {error}")),
+        };
+    }
     match roi {
         Some(roi @ Roi::Pixels(_)) => Finding::Unknown(format!("{roi}{turned}: whether it lies in the frame shows when it runs")),
         Some(roi) => Finding::Good(format!("{roi} of the frame{turned}")),

@@ -2,7 +2,7 @@
 
 use super::Failure;
 use super::annotated::Annotated;
-use super::output::{ResultFile, keep_apart, model_files, write_results, write_stdout};
+use super::output::{Lines, ResultFile, keep_apart, model_files, write_stdout};
 use super::postprocess_args::PostprocessArgs;
 use super::view_args::ViewArgs;
 use fovea::detection::Detection;
@@ -21,15 +21,18 @@ use std::path::{Path, PathBuf};
 
 /// Arguments of `fovea detect`.
 #[derive(Debug, clap::Args)]
-#[command(after_help = "\
+#[command(
+    allow_negative_numbers = true,
+    after_help = "\
 Examples:
   fovea detect --model models/default street.jpg --out annotated
   fovea detect --model models/default street.jpg --json -
   fovea detect --model models/default *.jpg --digest
   fovea detect --model models/default street.jpg --classes person,car --class-threshold car=0.5
 
---json writes one line a picture, in the order given; boxes are [x1, y1, x2, y2] in pixels of the picture. A picture that \
-cannot be read is reported and left out, and the exit code is 1 then.")]
+--json writes one line a picture, in the order given, to `-` as soon as it is there; boxes are [x1, y1, x2, y2] in pixels of the picture. A picture that \
+cannot be read is reported and left out, and the exit code is 1 then."
+)]
 pub(crate) struct Args {
     /// Model folder: manifest.toml and the network that it names.
     #[arg(long, value_name = "DIR")]
@@ -91,6 +94,13 @@ impl Args {
         let view = self.view.over(View::default());
         let options = DetectorOptions { threads: self.threads, view, postprocess, allow_float: self.allow_float };
         let mut detector = Detector::open(&self.model, &options).map_err(Failure::request)?;
+        let is_stdout_json = json.as_ref().is_some_and(ResultFile::is_stdout);
+        let mut outputs = Outputs {
+            is_table_all: json.is_none() && annotated.is_none() && !self.digest,
+            lines: json.map(ResultFile::into_lines).transpose()?,
+            is_table_wanted: !is_stdout_json,
+            unprinted: None,
+        };
         let mut results = Results::default();
         let (mut n_unread, mut failure) = (0, None);
         let stop = StopSignal::default();
@@ -114,7 +124,8 @@ impl Args {
                     continue;
                 }
             };
-            let done = results.add(path, &picture, &mut detector, self.digest).and_then(|()| {
+            let done = results.add(path, &picture, &mut detector, self.digest).and_then(|found| {
+                bar.suspend(|| outputs.write(&found))?;
                 let objects = Objects { detections: &results.detections, labels: &detector.manifest().classes };
                 annotated.as_mut().map_or(Ok(()), |annotated| annotated.write(path, &mut picture, objects))
             });
@@ -125,8 +136,7 @@ impl Args {
             }
         }
         bar.finish_and_clear();
-        let is_stdout_json = json.as_ref().is_some_and(ResultFile::is_stdout);
-        let written = write_results(json, &results.lines, &results.table);
+        let written = outputs.finish();
         let digests_written = match self.digest {
             // Lines of JSON are not to be mixed with others.
             true if is_stdout_json => {
@@ -144,13 +154,48 @@ impl Args {
     }
 }
 
+/// What was found in one picture.
+#[derive(Debug)]
+struct Found {
+    /// A line of JSON.
+    line: String,
+    /// The same for people.
+    table: String,
+}
+
+/// Where the results of single pictures go.
+#[derive(Debug)]
+struct Outputs {
+    lines: Option<Lines>,
+    is_table_wanted: bool,
+    /// Nothing but the table is asked for.
+    is_table_all: bool,
+    /// Why the table is not printed any more.
+    unprinted: Option<Failure>,
+}
+
+impl Outputs {
+    /// A table that nobody reads any more costs no JSON.
+    fn write(&mut self, found: &Found) -> Result<(), Failure> {
+        if self.is_table_wanted && self.unprinted.is_none() {
+            self.unprinted = write_stdout(&found.table).err();
+        }
+        if let Some(mut lines) = self.lines.take() {
+            // If it fails, the file stays as the error says.
+            lines.push(&found.line)?;
+            self.lines = Some(lines);
+        }
+        self.unprinted.take_if(|_| self.is_table_all).map_or(Ok(()), Err)
+    }
+
+    fn finish(self) -> Result<(), Failure> {
+        self.lines.map_or(Ok(()), Lines::finish).and(self.unprinted.map_or(Ok(()), Err))
+    }
+}
+
 /// What was found so far.
 #[derive(Debug, Default)]
 struct Results {
-    /// A line of JSON a picture.
-    lines: String,
-    /// The same for people.
-    table: String,
     heads_digest: Sha256,
     detections_digest: Sha256,
     /// Of the last picture.
@@ -159,7 +204,7 @@ struct Results {
 
 impl Results {
     /// Detects in `picture`, which was read from `path`.
-    fn add(&mut self, path: &Path, picture: &RgbPicture, detector: &mut Detector, is_digested: bool) -> Result<(), Failure> {
+    fn add(&mut self, path: &Path, picture: &RgbPicture, detector: &mut Detector, is_digested: bool) -> Result<Found, Failure> {
         let digest = is_digested.then_some(&mut self.heads_digest);
         detector.detect_with_digest(&picture.as_picture(), &mut self.detections, digest).map_err(|error| {
             let code = if matches!(error, DetectError::Region(_)) { Failure::request } else { Failure::failed };
@@ -173,10 +218,8 @@ impl Results {
             height: picture.height,
             detections: Objects { detections: &self.detections, labels: &detector.manifest().classes },
         };
-        self.lines.push_str(&serde_json::to_string(&line).map_err(Failure::failed)?);
-        self.lines.push('\n');
-        describe(&line, &mut self.table);
-        Ok(())
+        let table = describe(&line);
+        Ok(Found { line: serde_json::to_string(&line).map_err(Failure::failed)? + "\n", table })
     }
 
     fn digests(&self) -> String {
@@ -186,8 +229,9 @@ impl Results {
 }
 
 /// The line for people.
-fn describe(line: &PictureLine<'_>, text: &mut String) {
+fn describe(line: &PictureLine<'_>) -> String {
     let Objects { detections, labels } = line.detections;
+    let mut text = String::new();
     // Writing to a string cannot fail.
     let _ = writeln!(text, "{} ({}x{}): {} objects", line.file, line.width, line.height, detections.len());
     for Detection { bbox, class_id, score } in detections {
@@ -195,4 +239,5 @@ fn describe(line: &PictureLine<'_>, text: &mut String) {
         let [x1, y1, x2, y2] = bbox.to_array();
         let _ = writeln!(text, "  {class:<12} {score:.2}  [{x1:.1}, {y1:.1}, {x2:.1}, {y2:.1}]");
     }
+    text
 }

@@ -29,7 +29,7 @@ mod run;
 mod view_args;
 
 use anyhow::Error;
-use clap::{Parser, Subcommand};
+use clap::{CommandFactory, FromArgMatches, Parser, Subcommand};
 use fovea::kernels::{Isa, Kernels};
 use std::io::IsTerminal;
 
@@ -40,6 +40,15 @@ pub(crate) struct Cli {
     /// What to do.
     #[command(subcommand)]
     pub(crate) command: Command,
+}
+
+impl Cli {
+    /// Reads the command line. A negative number is a value, if a wrong one, and no option.
+    pub(crate) fn read() -> Result<Self, clap::Error> {
+        let mut command = Self::command().mut_subcommands(|command| command.allow_negative_numbers(true));
+        Self::from_arg_matches(&command.try_get_matches_from_mut(std::env::args_os())?)
+            .map_err(|error| error.format(&mut command))
+    }
 }
 
 /// What can be done.

@@ -20,25 +20,48 @@ pub(crate) struct ResultFile {
 
 #[derive(Debug)]
 enum Target {
+    Stream(Stream),
+    File(PathBuf),
+}
+
+/// What has each text at once.
+#[derive(Debug)]
+pub(crate) enum Stream {
     Stdout,
     /// A pipe or a device.
     Special {
         path: PathBuf,
         file: File,
     },
-    File(PathBuf),
+}
+
+impl Stream {
+    fn write(&mut self, text: &str) -> Result<(), Failure> {
+        match self {
+            Self::Stdout => {
+                let mut stdout = io::stdout().lock();
+                stdout.write_all(text.as_bytes()).and_then(|()| stdout.flush()).context("cannot write to stdout")
+            }
+            Self::Special { path, file } => {
+                let written = file.write_all(text.as_bytes()).and_then(|()| file.flush());
+                written.with_context(|| format!("cannot write {}", path.display()))
+            }
+        }
+        .map_err(Failure::failed)
+    }
 }
 
 impl ResultFile {
     /// Opens `path`, or stdout for `-`; makes its folder, which stays.
     pub(crate) fn open(path: &Path) -> Result<Self, Failure> {
         if Output::new(path.to_owned()) == Output::Stdout {
-            return Ok(Self { target: Target::Stdout });
+            return Ok(Self { target: Target::Stream(Stream::Stdout) });
         }
         let is_special = fs::metadata(path).is_ok_and(|metadata| !metadata.is_file());
         let target = || -> io::Result<Target> {
             if is_special {
-                return Ok(Target::Special { path: path.to_owned(), file: OpenOptions::new().append(true).open(path)? });
+                let file = OpenOptions::new().append(true).open(path)?;
+                return Ok(Target::Stream(Stream::Special { path: path.to_owned(), file }));
             }
             let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty());
             folder.map_or(Ok(()), fs::create_dir_all)?;
@@ -51,20 +74,67 @@ impl ResultFile {
 
     /// Whether results go to stdout, where nothing else should be then.
     pub(crate) const fn is_stdout(&self) -> bool {
-        matches!(self.target, Target::Stdout)
+        matches!(self.target, Target::Stream(Stream::Stdout))
     }
 
     /// Replaces what the file held by `text`; if that fails, a regular file still holds what it held.
     pub(crate) fn write(self, text: &str) -> Result<(), Failure> {
         match self.target {
-            Target::Stdout => io::stdout().lock().write_all(text.as_bytes()).context("cannot write to stdout"),
-            Target::Special { path, mut file } => {
-                let written = file.write_all(text.as_bytes()).and_then(|()| file.flush());
-                written.with_context(|| format!("cannot write {}", path.display()))
+            Target::Stream(mut stream) => stream.write(text),
+            Target::File(path) => {
+                let written = replace(&path, text).with_context(|| format!("cannot write {}", path.display()));
+                written.map_err(Failure::failed)
             }
-            Target::File(path) => replace(&path, text).with_context(|| format!("cannot write {}", path.display())),
         }
-        .map_err(Failure::failed)
+    }
+
+    /// To be written line by line.
+    pub(crate) fn into_lines(self) -> Result<Lines, Failure> {
+        Ok(match self.target {
+            Target::Stream(stream) => Lines::Stream(stream),
+            Target::File(path) => {
+                let new = Replacement::begin(&path).with_context(|| format!("cannot write {}", path.display()));
+                Lines::File { new: new.map_err(Failure::failed)?, len: 0 }
+            }
+        })
+    }
+}
+
+/// Lines of results of long work, written as they come. A pipe has each at once; a regular file holds what it held
+/// until [`Self::finish`], and where the work is killed before, what was done lies beside it as `.NAME.partial`.
+#[derive(Debug)]
+pub(crate) enum Lines {
+    Stream(Stream),
+    File {
+        new: Replacement,
+        /// Of whole lines, in bytes.
+        len: u64,
+    },
+}
+
+impl Lines {
+    /// Writes one or more lines.
+    pub(crate) fn push(&mut self, text: &str) -> Result<(), Failure> {
+        match self {
+            Self::Stream(stream) => stream.write(text),
+            Self::File { new, len } => {
+                if let Err(error) = new.file.write_all(text.as_bytes()) {
+                    // A torn line; if it stays, so does the reason for it.
+                    let _ = new.file.set_len(*len);
+                    return Err(new.left(*len, error));
+                }
+                *len += u64::try_from(text.len()).unwrap_or(0);
+                Ok(())
+            }
+        }
+    }
+
+    /// Puts the file in its place.
+    pub(crate) fn finish(self) -> Result<(), Failure> {
+        match self {
+            Self::Stream(_) => Ok(()),
+            Self::File { new, len } => new.finish().map_err(|error| new.left(len, error)),
+        }
     }
 }
 
@@ -128,53 +198,93 @@ fn place(path: &Path) -> PathBuf {
 /// comes first, and neither waits for the other to work: the first failure is returned.
 pub(crate) fn write_report(json: Option<ResultFile>, value: &impl Serialize, table: &str) -> Result<(), Failure> {
     let text = serde_json::to_string(value).map_err(Failure::failed)?;
-    write_results(json, &(text + "\n"), table)
-}
-
-/// As [`write_report`], of JSON that is text already.
-pub(crate) fn write_results(json: Option<ResultFile>, json_text: &str, table: &str) -> Result<(), Failure> {
     let is_table_wanted = !json.as_ref().is_some_and(ResultFile::is_stdout);
-    let json_written = json.map_or(Ok(()), |json| json.write(json_text));
+    let json_written = json.map_or(Ok(()), |json| json.write(&(text + "\n")));
     let table_written = if is_table_wanted { write_stdout(table) } else { Ok(()) };
     json_written.and(table_written)
 }
 
 /// Writes `text` to stdout.
 pub(crate) fn write_stdout(text: &str) -> Result<(), Failure> {
-    ResultFile { target: Target::Stdout }.write(text)
+    Stream::Stdout.write(text)
 }
 
-/// Puts a file with `text` in the place of the regular file `path`, at once and with the same rights.
-fn replace(path: &Path, text: &str) -> io::Result<()> {
-    let is_new = !path.exists();
-    if is_new {
-        File::create(path)?;
-    }
-    // A link stays a link.
-    let path = path.canonicalize()?;
-    let rights = fs::metadata(&path)?.permissions();
-    let mut name = OsString::from(".");
-    name.push(path.file_name().unwrap_or_default());
-    name.push(".partial");
-    let partial = path.with_file_name(name);
-    let mut file = match File::create(&partial) {
-        Ok(file) => file,
-        // A folder in which nothing can be made, and in it a file that can be written.
-        Err(error) if error.kind() == io::ErrorKind::PermissionDenied => return fs::write(&path, text),
-        Err(error) => return Err(error),
-    };
-    let written = file
-        .set_permissions(rights)
-        .and_then(|()| file.write_all(text.as_bytes()))
-        // Some file systems find out only now that they are full.
-        .and_then(|()| file.sync_all())
-        .and_then(|()| fs::rename(&partial, &path));
-    if written.is_err() {
-        // What was written of it is of no use; the failure that matters is reported.
-        let _ = fs::remove_file(&partial);
+/// A regular file that takes the place of another when it is whole, with the same rights.
+#[derive(Debug)]
+pub(crate) struct Replacement {
+    /// As it was asked for.
+    name: PathBuf,
+    /// Where that leads.
+    path: PathBuf,
+    /// What is written to; `None`: the file itself, in a folder where nothing can be made.
+    partial: Option<PathBuf>,
+    file: File,
+    is_new: bool,
+}
+
+impl Replacement {
+    fn begin(name: &Path) -> io::Result<Self> {
+        let is_new = !name.exists();
         if is_new {
-            let _ = fs::remove_file(&path);
+            File::create(name)?;
         }
+        // A link stays a link.
+        let (name, path) = (name.to_owned(), name.canonicalize()?);
+        let mut hidden = OsString::from(".");
+        hidden.push(path.file_name().unwrap_or_default());
+        hidden.push(".partial");
+        let partial = path.with_file_name(hidden);
+        match File::create(&partial) {
+            Ok(file) => {
+                file.set_permissions(fs::metadata(&path)?.permissions())?;
+                Ok(Self { name, path, partial: Some(partial), file, is_new })
+            }
+            Err(error) if error.kind() == io::ErrorKind::PermissionDenied => {
+                let file = File::create(&path)?;
+                Ok(Self { name, path, partial: None, file, is_new })
+            }
+            Err(error) => Err(error),
+        }
+    }
+
+    /// Puts it in its place.
+    fn finish(&self) -> io::Result<()> {
+        // Some file systems find out only now that they are full.
+        self.file.sync_all()?;
+        self.partial.as_ref().map_or(Ok(()), |partial| fs::rename(partial, &self.path))
+    }
+
+    /// The error of a file that is not put in its place; where `len` bytes are worth it, it stays.
+    fn left(&self, len: u64, error: io::Error) -> Failure {
+        let name = self.name.display();
+        match &self.partial {
+            Some(partial) if len > 0 => {
+                let partial = partial.display();
+                Failure::failed(anyhow::anyhow!("cannot write {name}: {error}; the lines until now are in {partial}"))
+            }
+            _ => {
+                self.abandon();
+                Failure::failed(anyhow::anyhow!("cannot write {name}: {error}"))
+            }
+        }
+    }
+
+    /// Leaves what was there; what was written of it is of no use, and the failure that matters is reported.
+    fn abandon(&self) {
+        let Some(partial) = &self.partial else { return };
+        let _ = fs::remove_file(partial);
+        if self.is_new {
+            let _ = fs::remove_file(&self.path);
+        }
+    }
+}
+
+/// Puts a file with `text` in the place of the regular file `path`, at once.
+fn replace(path: &Path, text: &str) -> io::Result<()> {
+    let mut new = Replacement::begin(path)?;
+    let written = new.file.write_all(text.as_bytes()).and_then(|()| new.finish());
+    if written.is_err() {
+        new.abandon();
     }
     written
 }

@@ -10,6 +10,7 @@ use super::fault::{Report, ends_stream, sink_error};
 use super::{elements, shut_down};
 use crate::frame::{ColorInfo, ColorMatrix, ColorRange, PictureMut, PictureRef, PixelFormat, PlaneMut, Stamps};
 use crate::pipeline::ports::{Draw, FrameSink, SinkError, StreamInfo};
+use crate::pipeline::secret::SecretUrl;
 use crate::pipeline::spec::SinkSpec;
 use gstreamer as gst;
 use gstreamer::prelude::*;
@@ -32,6 +33,9 @@ const STALL_LIMIT: Duration = Duration::from_secs(60);
 
 /// How long an RTSP server may take to answer; below [`FINISH_LIMIT`], so that what is told is that it does not.
 const ANSWER_LIMIT: Duration = Duration::from_secs(10);
+
+/// How long an RTSP stream that has left may take to say goodbye.
+const GOODBYE_LIMIT: Duration = Duration::from_secs(1);
 
 /// How long a sink may take to stop.
 const STOP_LIMIT: Duration = Duration::from_secs(5);
@@ -259,7 +263,7 @@ impl Open {
         let status = self.status.lock();
         match &status.error {
             Some(error) => Err(error.clone()),
-            None if status.is_at_end => Ok(()),
+            None if status.is_at_end || status.is_published => Ok(()),
             None => Err(SinkError::Write(format!(
                 "{name}: it could not be finalised within {} s; what was written so far stays",
                 limit.as_secs()
@@ -280,6 +284,8 @@ struct State {
     /// Frames pushed that the elements have not taken yet.
     n_waiting: u32,
     is_at_end: bool,
+    /// The pictures have left for the server, see [`publisher`].
+    is_published: bool,
     error: Option<SinkError>,
     /// The caller knows the error.
     is_reported: bool,
@@ -336,6 +342,9 @@ impl Status {
                     }
                 }
                 gst::MessageView::Eos(_) => status.change(|state| state.is_at_end = true),
+                gst::MessageView::Element(element) if element.structure().is_some_and(tells_end) => {
+                    status.change(|state| state.is_published = true);
+                }
                 _ => {}
             }
             gst::BusSyncReply::Drop
@@ -389,8 +398,16 @@ impl Status {
     }
 
     fn wait_for_end(&self, limit: Duration) {
-        drop(self.wait(self.lock(), limit, |state| state.error.is_none() && !state.is_at_end));
+        let is_open = |state: &mut State| state.error.is_none() && !state.is_at_end;
+        let state = self.wait(self.lock(), limit, |state| is_open(state) && !state.is_published);
+        drop(self.wait(state, GOODBYE_LIMIT, is_open));
     }
+}
+
+/// Whether a message that a bin has passed on says that a sink in it has seen the end.
+fn tells_end(structure: &gst::StructureRef) -> bool {
+    structure.name() == "GstBinForwarded"
+        && structure.get::<gst::Message>("message").is_ok_and(|message| message.type_() == gst::MessageType::Eos)
 }
 
 fn stalled(limit: Duration, name: &str) -> SinkError {
@@ -573,19 +590,7 @@ fn end(spec: &SinkSpec, info: &StreamInfo) -> Result<Option<gst::Element>, Strin
             file.set_property("location", path.to_str().ok_or("the path is not UTF-8; rename it")?);
             file
         }
-        SinkSpec::Stream(url) => {
-            let server = elements::make(PUBLISHER)?;
-            server.set_property("location", url.without_credentials());
-            if let Some((user, password)) = url.plain_credentials() {
-                server.set_property("user-id", user);
-                server.set_property("user-pw", password);
-            }
-            server.set_property_from_str("protocols", "tcp");
-            server.set_property("tcp-timeout", u64::try_from(ANSWER_LIMIT.as_micros()).unwrap_or(u64::MAX));
-            // The connection alone would come back, over TCP as well, and frames would go to a server that expects none.
-            server.set_property("udp-reconnect", false);
-            server
-        }
+        SinkSpec::Stream(url) => publisher(url)?,
         SinkSpec::Display => {
             let screen = screen()?;
             // A live picture is shown when it comes, a file at its own pace.
@@ -597,6 +602,33 @@ fn end(spec: &SinkSpec, info: &StreamInfo) -> Result<Option<gst::Element>, Strin
         SinkSpec::None => return Ok(None),
     };
     Ok(Some(element))
+}
+
+/// The element that hands the stream to an RTSP server.
+///
+/// It is a bin of bins with two sinks, for pictures (RTP) and for reports on them (RTCP). The latter sees the end only if
+/// the report that says goodbye leaves after the end has passed the pictures' pad (`gst_rtp_session_send_rtcp` in rtpmanager's
+/// `gstrtpsession.c`): a race, lost now and then, and the whole then never tells its end. So the inner bin passes on what its
+/// sinks say one by one; the pictures' sink comes first.
+fn publisher(url: &SecretUrl) -> Result<gst::Element, String> {
+    let server = elements::make(PUBLISHER)?;
+    server.set_property("location", url.without_credentials());
+    if let Some((user, password)) = url.plain_credentials() {
+        server.set_property("user-id", user);
+        server.set_property("user-pw", password);
+    }
+    server.set_property_from_str("protocols", "tcp");
+    server.set_property("tcp-timeout", u64::try_from(ANSWER_LIMIT.as_micros()).unwrap_or(u64::MAX));
+    // The connection alone would come back, over TCP as well, and frames would go to a server that expects none.
+    server.set_property("udp-reconnect", false);
+    if let Some(bin) = server.downcast_ref::<gst::Bin>() {
+        for inner in bin.children() {
+            if inner.has_property("message-forward") {
+                inner.set_property("message-forward", true);
+            }
+        }
+    }
+    Ok(server)
 }
 
 /// The first element that finds a screen.

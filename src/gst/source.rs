@@ -73,6 +73,10 @@ impl PipelineSource {
         if let Some(name) = missing {
             return Err(SourceError::Request(format!("{spec}: {}", elements::missing(name))));
         }
+        if let SourceKind::Test { pattern, .. } = &spec.kind {
+            let set = elements::make("videotestsrc").and_then(|test| set_pattern(&test, pattern));
+            set.map_err(|text| SourceError::Request(format!("{spec}: {text}")))?;
+        }
         Ok(Self { spec: spec.clone(), running: None })
     }
 

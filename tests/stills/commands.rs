@@ -482,6 +482,20 @@ fn a_disk_that_fills_up_costs_no_old_result() {
         assert_eq!(std::fs::read_to_string(folder.join("old.json")).expect("a file"), "precious", "{command:?}");
         assert_eq!(names(), before, "{command:?}: nothing is left behind");
     }
+    // Room for some of the lines.
+    let limited = r#"trap '' XFSZ; ulimit -f 1; exec "$0" "$@""#;
+    let mut command = Command::new("sh");
+    command.args(["-c", limited, env!("CARGO_BIN_EXE_fovea"), "detect", "--model", "tiny", "--max-detections", "1"]);
+    command.args(["--json", "old.json"]).args(["a.png"; 20]);
+    let output = command.current_dir(folder).output().expect("it runs");
+    assert_eq!(output.status.code(), Some(1));
+    let message = text(&output.stderr);
+    assert!(
+        ["cannot write old.json", "the lines until now are in", ".old.json.partial"].iter().all(|part| message.contains(part))
+    );
+    let partial = std::fs::read_to_string(folder.join(".old.json.partial")).expect("a file");
+    assert!(partial.lines().count() > 1 && partial.ends_with("}\n"), "{partial}");
+    assert_eq!(std::fs::read_to_string(folder.join("old.json")).expect("a file"), "precious");
     ok(folder, &["inspect", "tiny", "--json", "old.json"]);
     let new = std::fs::read_to_string(folder.join("old.json")).expect("a file");
     assert!(serde_json::from_str::<Value>(&new).is_ok(), "nothing but the new result: {new}");
@@ -505,6 +519,13 @@ fn a_closed_pipe_costs_no_json() {
         let json = std::fs::read_to_string(folder.join(&result)).expect("the JSON is there");
         assert!(serde_json::from_str::<Value>(&json).is_ok(), "{command:?}: {json}");
     }
+    let (reader, writer) = std::io::pipe().expect("a pipe");
+    drop(reader);
+    let mut fovea = Command::new(env!("CARGO_BIN_EXE_fovea"));
+    fovea.args(["detect", "--model", "tiny", "a.png", "b.jpg", "a.png", "--json", "all.json"]).current_dir(folder);
+    assert_eq!(fovea.stdout(writer).stderr(Stdio::null()).status().expect("it runs").code(), Some(1));
+    let json = std::fs::read_to_string(folder.join("all.json")).expect("the JSON is there");
+    assert_eq!(json.lines().count(), 3, "of every picture");
 }
 
 #[test]
@@ -619,4 +640,40 @@ fn contradictions_of_a_model_are_named() {
         std::fs::write(folder.join("damaged/model.onnx"), bytes).expect("a file");
         fails(folder, &["detect", "--model", "damaged", "a.png"], 2, &["damaged/model.onnx", says]);
     }
+}
+
+/// The second picture is a pipe that nobody writes into: the first one's results are out while it waits.
+#[test]
+fn results_come_picture_by_picture_and_a_kill_leaves_them() {
+    use std::io::{BufRead, BufReader};
+    let folder = workshop();
+    let folder = folder.path();
+    assert!(Command::new("mkfifo").arg(folder.join("pipe.png")).status().expect("it runs").success());
+    std::fs::write(folder.join("out.jsonl"), "of before\n").expect("a file");
+    for json in ["-", "out.jsonl"] {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_fovea"));
+        command.args(["detect", "--model", "tiny", "a.png", "pipe.png", "--json", json]).current_dir(folder);
+        let mut child = command.stdout(Stdio::piped()).stderr(Stdio::null()).spawn().expect("it starts");
+        let mut first = String::new();
+        BufReader::new(child.stdout.take().expect("a pipe")).read_line(&mut first).expect("text");
+        let want = ok(folder, &["detect", "--model", "tiny", "a.png", "--json", "-"]);
+        if json == "-" {
+            assert_eq!(first, want);
+        } else {
+            assert!(first.starts_with("a.png (60x45): "), "{first}");
+        }
+        child.kill().expect("it runs");
+        child.wait().expect("it ends");
+        if json != "-" {
+            let read = |name: &str| std::fs::read_to_string(folder.join(name)).expect(name);
+            assert_eq!((read("out.jsonl").as_str(), read(".out.jsonl.partial")), ("of before\n", want));
+        }
+    }
+}
+
+#[test]
+fn negative_numbers_are_values() {
+    let folder = workshop();
+    fails(folder.path(), &["detect", "--model", "tiny", "a.png", "--threads", "-1"], 2, &["invalid value '-1'", "0 to "]);
+    fails(folder.path(), &["bench", "--model-only", "tiny", "--seconds", "-1"], 2, &["invalid value '-1'", "above 0"]);
 }

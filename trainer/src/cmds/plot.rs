@@ -306,8 +306,8 @@ fn matches(picture: &Judged) -> Vec<Option<usize>> {
     matched
 }
 
-/// Rows: what is there; columns: what is found; the last of each is background. A detection on background counts where its
-/// class is completely labelled, and not within a crowd.
+/// Rows: what is there; columns: what is found; the last of each is background. As in the metrics, an object counts where its
+/// class is completely labelled, and so does a detection on background, but within a crowd.
 fn confusion(pictures: &[Judged], n_classes: usize) -> Vec<Vec<usize>> {
     let mut table = vec![vec![0; n_classes + 1]; n_classes + 1];
     for picture in pictures {
@@ -318,13 +318,17 @@ fn confusion(pictures: &[Judged], n_classes: usize) -> Vec<Vec<usize>> {
                 |truth: &Truth| truth.is_crowd && truth.bbox.intersection(&detection.bbox) >= 0.5 * detection.bbox.area();
             if let Some(truth) = truth {
                 is_missed[truth] = false;
-                table[picture.truths[truth].class][class] += 1;
+                if picture.is_known[picture.truths[truth].class] {
+                    table[picture.truths[truth].class][class] += 1;
+                }
             } else if picture.is_known[class] && !picture.truths.iter().any(in_crowd) {
                 table[n_classes][class] += 1;
             }
         }
         for (truth, _) in picture.truths.iter().zip(is_missed).filter(|(_, is_missed)| *is_missed) {
-            table[truth.class][n_classes] += 1;
+            if picture.is_known[truth.class] {
+                table[truth.class][n_classes] += 1;
+            }
         }
     }
     table
@@ -553,18 +557,25 @@ mod tests {
         assert!(shares.windows(2).all(|pair| pair[0] < pair[1]), "{shares:?}");
     }
 
-    /// A hit, a wrong class, a miss, a detection on background, one in a crowd, one of a class that is not labelled.
+    /// A hit, a wrong class, a miss, a detection on background, one in a crowd; a miss and a detection of a class that is not
+    /// completely labelled.
     #[test]
     fn what_is_taken_for_what() {
         let square = |x: f32| BBox::new(x, 0.0, x + 10.0, 10.0);
         let truth = |x: f32, class: usize, is_crowd: bool| Truth { class, bbox: square(x), is_crowd };
         let found = |x: f32, class: u16, score: f32| Detection { bbox: square(x), class_id: ClassId(class), score };
         let picture = Judged {
-            truths: vec![truth(0.0, 0, false), truth(20.0, 1, false), truth(40.0, 1, false), truth(60.0, 0, true)],
-            found: vec![found(0.0, 0, 0.9), found(21.0, 0, 0.8), found(1.0, 0, 0.7), found(60.0, 0, 0.6), found(80.0, 1, 0.5)],
-            is_known: vec![true, false],
+            truths: vec![
+                truth(0.0, 0, false),
+                truth(20.0, 1, false),
+                truth(40.0, 1, false),
+                truth(60.0, 0, true),
+                truth(100.0, 2, false),
+            ],
+            found: vec![found(0.0, 0, 0.9), found(21.0, 0, 0.8), found(1.0, 0, 0.7), found(60.0, 0, 0.6), found(80.0, 2, 0.5)],
+            is_known: vec![true, true, false],
         };
-        assert_eq!(confusion(&[picture], 2), [[1, 0, 0], [1, 0, 1], [1, 0, 0]]);
+        assert_eq!(confusion(&[picture], 3), [[1, 0, 0, 0], [1, 0, 0, 1], [0; 4], [1, 0, 0, 0]]);
     }
 
     #[test]

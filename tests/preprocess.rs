@@ -5,6 +5,8 @@
 mod counting;
 #[path = "counting/by_thread.rs"]
 mod counting_by_thread;
+#[cfg(target_os = "linux")]
+mod guarded;
 
 use counting_by_thread::N_ALLOCATIONS;
 use fovea::frame::{
@@ -438,52 +440,6 @@ fn nothing_is_allocated_after_the_first_frame() {
     }
 }
 
-/// Bytes between two pages that must not be touched.
-#[cfg(target_os = "linux")]
-struct Guarded {
-    start: *mut libc::c_void,
-    page: usize,
-    pages: usize,
-}
-
-#[cfg(target_os = "linux")]
-impl Guarded {
-    /// Room for `len` bytes.
-    fn new(len: usize) -> Self {
-        // SAFETY: a question.
-        let page = usize::try_from(unsafe { libc::sysconf(libc::_SC_PAGESIZE) }).expect("a page has a size");
-        let pages = len.div_ceil(page);
-        // SAFETY: new pages, as many as asked for; the first and the last are taken away, which nothing refers to.
-        let start = unsafe {
-            let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS;
-            let all = libc::mmap(std::ptr::null_mut(), (pages + 2) * page, libc::PROT_READ | libc::PROT_WRITE, flags, -1, 0);
-            assert!(all != libc::MAP_FAILED, "pages");
-            assert_eq!(libc::mprotect(all, page, libc::PROT_NONE), 0, "a page before");
-            assert_eq!(libc::mprotect(all.byte_add((pages + 1) * page), page, libc::PROT_NONE), 0, "a page after");
-            all
-        };
-        Self { start, page, pages }
-    }
-
-    /// `bytes` where the pages end, or where they begin.
-    fn place(&mut self, bytes: &[u8], is_at_end: bool) -> &[u8] {
-        assert!(bytes.len() <= self.pages * self.page, "they fit");
-        let offset = self.page + if is_at_end { self.pages * self.page - bytes.len() } else { 0 };
-        // SAFETY: between the two pages, which live as long as `self`.
-        let room = unsafe { std::slice::from_raw_parts_mut(self.start.byte_add(offset).cast::<u8>(), bytes.len()) };
-        room.copy_from_slice(bytes);
-        room
-    }
-}
-
-#[cfg(target_os = "linux")]
-impl Drop for Guarded {
-    fn drop(&mut self) {
-        // SAFETY: the pages that `new` asked for.
-        unsafe { libc::munmap(self.start, (self.pages + 2) * self.page) };
-    }
-}
-
 /// The page behind the last byte of every plane, and the one before the first, cannot be read.
 #[test]
 #[cfg(target_os = "linux")]
@@ -491,7 +447,7 @@ fn nothing_outside_of_the_planes_is_read() {
     for format in PixelFormat::ALL {
         for (size, dst) in [((33, 9), (16, 16)), ((641, 35), (96, 64)), ((5, 3), (32, 32)), ((127, 66), (127, 66))] {
             let planes = planes(format, size, 0, Content::Noise(9));
-            let mut rooms: Vec<Guarded> = planes.iter().map(|(data, _)| Guarded::new(data.len())).collect();
+            let mut rooms: Vec<guarded::Guarded> = planes.iter().map(|(data, _)| guarded::Guarded::new(data.len())).collect();
             for is_at_end in [true, false] {
                 let mut refs = [PlaneRef::default(); 3];
                 for ((plane, room), (data, stride_bytes)) in refs.iter_mut().zip(&mut rooms).zip(&planes) {

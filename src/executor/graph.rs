@@ -204,7 +204,7 @@ impl<'a> Lowering<'a> {
         };
         let axis = usize::try_from(Attributes(q).int("axis").unwrap_or(1)).unwrap_or(usize::MAX);
         let in_channel = dims.get(axis.saturating_add(1)..).map_or(1, |dims| dims.iter().product::<usize>()).max(1);
-        let points = q.input.get(2).and_then(|name| self.constants.get(name.as_str())).map(|constant| &constant.values);
+        let points = zero_points(&self.constants, q)?;
         let n_points = match points {
             None => 1,
             Some(TensorValues::I8(points)) => points.len(),
@@ -448,8 +448,8 @@ impl<'a> Lowering<'a> {
         let weights = match self.weights.get(&key) {
             Some(weights) => weights.clone(),
             None => {
-                let point = self.constants.get(zero_point).map(|constant| &constant.values);
-                symmetric(&constant.values, point, dims[0]).map_err(|reason| unsupported(dq, reason))?
+                let points = zero_points(&self.constants, dq)?;
+                symmetric(&constant.values, points, dims[0]).map_err(|reason| unsupported(dq, reason))?
             }
         };
         if self.weights.insert(key, weights.clone()).is_none() {
@@ -500,6 +500,11 @@ impl<'a> Lowering<'a> {
                 let Some(Constant { values: TensorValues::I32(steps), .. }) = self.constants.get(input_of(dq, 0)?) else {
                     return Err(unsupported(dq, "the bias of a convolution must be constant i32".into()));
                 };
+                if let Some(points) = zero_points(&self.constants, dq)?
+                    && !matches!(points, TensorValues::I32(points) if points.iter().all(|&point| point == 0))
+                {
+                    return Err(unsupported(dq, "the zero point of a bias must be 0".into()));
+                }
                 let scales = self.floats(dq, input_of(dq, 1)?)?;
                 let scale = |o: usize| if scales.len() == 1 { scales[0] } else { scales.get(o).copied().unwrap_or(f32::NAN) };
                 let ours = |o: usize| input.scale * weight_scales[o.min(weight_scales.len() - 1)];
@@ -812,6 +817,17 @@ fn sorted(graph: &GraphProto) -> Lowered<Vec<&NodeProto>> {
 /// Input `idx`, or an empty name.
 fn optional(node: &NodeProto, idx: usize) -> &str {
     node.input.get(idx).map_or("", String::as_str)
+}
+
+/// Zero points of a constant that is dequantised; `None` where none are stated.
+fn zero_points<'s>(constants: &'s HashMap<&str, Constant>, dq: &NodeProto) -> Lowered<Option<&'s TensorValues>> {
+    match optional(dq, 2) {
+        "" => Ok(None),
+        name => match constants.get(name) {
+            Some(constant) => Ok(Some(&constant.values)),
+            None => Err(unsupported(dq, format!("its zero point `{name}` must be constant"))),
+        },
+    }
 }
 
 /// Refuses a `QuantizeLinear` whose type is stated by `output_dtype` alone, unless it is `u8`, which it is without.

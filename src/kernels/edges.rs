@@ -111,6 +111,7 @@ impl Kernels {
     /// If a buffer has another size than the layout says.
     pub fn dequantize_planes(self, values: &[u8], params: QuantParams, layout: &Layout, planes: &mut [f32]) {
         assert!(planes.len() == layout.shape.len() && values.len() >= layout.len(), "planes and pixels of one map");
+        assert!(layout.pixel_stride >= layout.shape.c, "pixels that hold their channels");
         if layout.pixel_stride.is_multiple_of(16)
             && let Some(edges) = self.isa.edges()
         {

@@ -264,15 +264,42 @@ fn transformed(weights: &[Vec<[i8; 4]>], n_quads: usize, in_lane: usize) -> Vec<
 
 /// Weights that several convolutions share are packed once.
 #[derive(Debug, Default)]
-pub struct PackCache(HashMap<(usize, usize, usize, Scheme), Arc<PackedWeights>>);
+pub struct PackCache(HashMap<PackKey, Packed>);
+
+/// What the order of packed weights depends on.
+#[derive(Debug, PartialEq, Eq, Hash)]
+struct PackKey {
+    address: usize,
+    kernel: (usize, usize),
+    out_channels: usize,
+    groups: usize,
+    taps_in_run: usize,
+    scheme: Scheme,
+}
+
+/// Packed weights, and those that they were: as long as these live, their address is nobody else's.
+#[derive(Debug)]
+struct Packed {
+    _weights: Arc<[i8]>,
+    packed: Arc<PackedWeights>,
+}
 
 impl PackCache {
     pub(super) fn pack(&mut self, spec: &ConvSpec, scheme: Scheme, taps_in_run: usize) -> Arc<PackedWeights> {
         // Single quads that do not straddle taps lie in the same order whatever the run.
         let is_same = scheme.products.depth() == 1 && spec.in_per_group().is_multiple_of(4);
         let taps_in_run = if is_same { 1 } else { taps_in_run };
-        let key = (spec.weights.as_ptr().addr(), spec.groups, taps_in_run, scheme);
-        self.0.entry(key).or_insert_with(|| Arc::new(PackedWeights::new(spec, scheme, taps_in_run))).clone()
+        let key = PackKey {
+            address: spec.weights.as_ptr().addr(),
+            kernel: spec.window.kernel,
+            out_channels: spec.out_channels(),
+            groups: spec.groups,
+            taps_in_run,
+            scheme,
+        };
+        let pack =
+            || Packed { _weights: Arc::clone(&spec.weights), packed: Arc::new(PackedWeights::new(spec, scheme, taps_in_run)) };
+        Arc::clone(&self.0.entry(key).or_insert_with(pack).packed)
     }
 }
 

@@ -40,7 +40,8 @@ impl Kernels {
     pub fn rows_to_columns(self, rows: &[u8], row_bytes: usize, out: &mut [u8], out_stride: usize) {
         assert!(row_bytes > 0 && row_bytes.is_multiple_of(3) && rows.len().is_multiple_of(row_bytes), "whole rows of pixels");
         let width = rows.len() / row_bytes * 3;
-        assert!(width <= out_stride && (row_bytes / 3 - 1) * out_stride + width <= out.len(), "room for all columns");
+        let end = (row_bytes / 3 - 1).checked_mul(out_stride).and_then(|start| start.checked_add(width));
+        assert!(width <= out_stride && end.is_some_and(|end| end <= out.len()), "room for all columns");
         let columns = Columns { rows, row_bytes, out, out_stride };
         match self.isa {
             #[cfg(target_arch = "x86_64")]

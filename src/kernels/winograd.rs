@@ -1,7 +1,7 @@
 //! The walk of a 3x3 convolution after Winograd (Lavin and Gray 2016, arXiv 1509.09308): 4 x 4 pixels with 36 products for each pair
 //! of channels instead of 144, exact for every input.
 //!
-//! * The input under 4 x 4 pixels, 6 x 6 values of a channel, becomes `B^T d B`: 36 words, within -8160 and 17340.
+//! * The input under 4 x 4 pixels, 6 x 6 values of a channel, becomes `B^T d B`: 36 words, within -12750 and 17340.
 //! * The weights have become 36 words when they were packed, times factors that make them integers.
 //! * Products are summed over the channels.
 //! * `A^T m A` of these 36 sums is, for pixel `(a, b)` of the tile, `9 x 2^(s(a) + s(b))` times the accumulator, `s` being 3, 2, 1, 1.
@@ -30,6 +30,9 @@ const CHUNK: usize = 12;
 
 /// Tiles whose input is transformed at a time, unless a row has more.
 const MIN_TILES: usize = 24;
+
+/// A thread keeps its buffers: where a row of tiles takes more, the direct way is taken, which has the same bits.
+const MAX_BUFFER_BYTES: usize = 8 << 20;
 
 /// Fewer channels than this, in or out, are not worth the transforms.
 const MIN_CHANNELS: usize = 16;
@@ -121,6 +124,9 @@ impl Winograd {
         let suits = is_plain && has_channels && is_filled && input.pixel_stride.is_multiple_of(16) && are_small(spec);
         let conv = suits.then(|| PackedConv::new(spec, input, output, scheme, cache))??;
         let kernel = Self { conv, n_pairs: 2 * spec.in_per_group().div_ceil(4) };
+        if kernel.buffer_bytes().iter().any(|&n_bytes| n_bytes > MAX_BUFFER_BYTES) {
+            return None;
+        }
         for (needed, n_bytes) in NEEDED.iter().zip(kernel.buffer_bytes()) {
             needed.fetch_max(n_bytes, Ordering::Relaxed);
         }

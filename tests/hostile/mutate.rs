@@ -8,6 +8,7 @@ use fovea::executor::onnx::{
 };
 use fovea::executor::{LoadError, LoadOptions, Network};
 use fovea::kernels::{Isa, Kernels};
+use fovea::retinanet::HeadData;
 use std::path::Path;
 
 /// Files of each kind made of each network of the corpus.
@@ -229,6 +230,17 @@ fn try_out(bytes: &[u8], kernels: Kernels) -> bool {
     let (run, most) = most_bytes(|| network.run_u8(&input, None));
     run.expect("what loads runs");
     assert!(most < allowed, "{most} bytes to run a file of {}, {census:?}", bytes.len());
+    if bytes.len().is_multiple_of(4) {
+        let mut shared = Network::load(bytes, &LoadOptions { threads: 3, ..options }).expect("it loads");
+        shared.run_u8(&input, None).expect("what loads runs");
+        for idx in 0..network.outputs().len() {
+            let same = match (network.output(idx), shared.output(idx)) {
+                (HeadData::Quantized(a, _), HeadData::Quantized(b, _)) => a == b,
+                _ => false,
+            };
+            assert!(same, "output {idx} with three threads");
+        }
+    }
     true
 }
 

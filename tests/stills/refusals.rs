@@ -29,7 +29,7 @@ fn floats(values: &[f32]) -> Vec<u8> {
 type Edit = fn(&mut GraphProto);
 
 /// What is done to the network, and what the message must name.
-const CASES: [(&str, Edit, &[&str]); 29] = [
+const CASES: [(&str, Edit, &[&str]); 30] = [
     ("float weights", |g| conv(g).input[1] = "cls_w_float".into(), &["node_cls_f", "float", "--allow-float"]),
     ("asymmetric weights", |g| tensor(g, "cls_wz").raw_data[1] = 3, &["node_cls_wf", "symmetric"]),
     ("u8 weights", |g| tensor(g, "cls_w").data_type = DataType::Uint8.into(), &["node_cls_wf", "constant i8"]),
@@ -157,6 +157,15 @@ const CASES: [(&str, Edit, &[&str]); 29] = [
             g.node.push(tiny::node("QLinearConv", &inputs, "cls_q", vec![attribute("strides", &[8, 8])]));
         },
         &["node_box_f", "in float", "--allow-float"],
+    ),
+    (
+        "weights whose zero point is nowhere",
+        |g| {
+            let node = g.node.iter_mut().find(|n| n.output[0] == "cls_wf").expect("it is there");
+            node.input.resize(3, String::new());
+            node.input[2] = "nowhere".into();
+        },
+        &["its zero point `nowhere` must be constant"],
     ),
     (
         "a value read with other parameters than written",

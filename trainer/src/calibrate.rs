@@ -358,9 +358,12 @@ fn observe(graph: &Graph, model: &[u8], taps: &[ValueId], pictures: &[Vec<u8>], 
         range[cls].0 = range[cls].0.max(LOWEST_LOGIT);
     }
     let boxes: Vec<ValueId> = graph.levels.iter().map(|&(_, bbox)| bbox).collect();
+    let highest = graph.levels.iter().map(|&(cls, _)| range[cls].1).fold(0.0, f32::max);
     for level in share_ranges(&mut range, &boxes, &n_decoded) {
+        // What it does find one day may have any score.
+        range[graph.levels[level].0].1 = highest;
         say!(
-            "level {level} of the pyramid found next to nothing on these pictures: the boxes have the range of all levels there"
+            "level {level} of the pyramid found next to nothing on these pictures: scores and boxes have the range of all levels there"
         );
     }
 

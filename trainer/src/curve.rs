@@ -89,7 +89,7 @@ impl Log {
 
     /// Adds an evaluation.
     pub(crate) fn append_eval(&mut self, iteration: usize, report: &EvalReport) -> Result<()> {
-        let values = [report.ap, report.ap50, report.ap75].map(|value| value.unwrap_or(0.0));
+        let values = [report.ap, report.ap50, report.ap75].map(|value| value.unwrap_or(f64::NAN));
         self.evals.append(iteration, &values)?;
         self.events.append(iteration, &std::array::from_fn::<_, 3, _>(|n| (EVALS[n].1, values[n])))
     }

@@ -1,11 +1,14 @@
 //! Labelled pictures: annotations, partial and scored labels, decoded pictures in memory.
 
 use crate::formats::{Format, Labelled};
+#[cfg(feature = "train")]
+use crate::peers::on_this_machine;
 use crate::spec::ModelSpec;
 use anyhow::{Context, Result, bail};
 use fovea::detection::BBox;
 use fovea::eval::{CocoDataset, CocoImage};
 use fovea::images::{self, RgbPicture};
+use fovea::pipeline::evaluate::EvaluateError;
 use indicatif::{ProgressBar, ProgressStyle};
 use rayon::prelude::*;
 use std::collections::{HashMap, HashSet};
@@ -77,6 +80,17 @@ impl Folder {
     /// Folder of the pictures.
     pub(crate) fn images_dir(&self) -> &Path {
         &self.images
+    }
+
+    /// A picture, which has to be of the size that its labels are for.
+    pub(crate) fn picture(&self, image: &CocoImage) -> Result<RgbPicture> {
+        let path = self.image_path(&image.file_name);
+        let picture = images::open(&path)?;
+        let (found, labelled) = ((picture.width, picture.height), (image.width as usize, image.height as usize));
+        if labelled != (0, 0) && found != labelled {
+            return Err(EvaluateError::Size { path, found, labelled }.into());
+        }
+        Ok(picture)
     }
 
     /// Path of a picture.
@@ -151,12 +165,12 @@ pub(crate) fn load(folder: &Folder, spec: &ModelSpec, pseudo: Option<&Path>, ban
         category_of[class] = Some(category);
     }
     let images = &folder.coco.images;
-    check_memory(folder, |image| parts_of(image.width, image.height))?;
+    check_memory(folder, on_this_machine()?, |image| parts_of(image.width, image.height))?;
     let bar = progress(images.len(), "decoding");
     let examples: Result<Vec<Example>> = images
         .par_iter()
         .map(|image| {
-            let picture = images::open(&folder.image_path(&image.file_name))?;
+            let picture = folder.picture(image)?;
             bar.inc(1);
             let n = parts((picture.width, picture.height), (spec.width, spec.height));
             let picture = shrunk(picture, n);
@@ -200,19 +214,27 @@ fn shrunk(picture: RgbPicture, n: usize) -> RgbPicture {
     RgbPicture { width, height, data }
 }
 
+/// Nothing trains in this build.
+#[cfg(not(feature = "train"))]
+fn on_this_machine() -> Result<u64> {
+    Ok(1)
+}
+
 /// All pictures lie decoded in memory while a network trains: said before an hour of decoding, not by the kernel after it.
-fn check_memory(folder: &Folder, parts_of: impl Fn(&CocoImage) -> usize) -> Result<()> {
+fn check_memory(folder: &Folder, n_processes: u64, parts_of: impl Fn(&CocoImage) -> usize) -> Result<()> {
     let bytes = |image: &CocoImage| 3 * u64::from(image.width) * u64::from(image.height) / (parts_of(image) as u64).pow(2);
-    let needed: u64 = folder.coco.images.iter().map(bytes).sum();
+    // Of every process on this machine.
+    let needed: u64 = n_processes * folder.coco.images.iter().map(bytes).sum::<u64>();
     let Some(free) = free_memory(Path::new("/proc/meminfo"), Path::new("/sys/fs/cgroup")) else { return Ok(()) };
     if needed > free {
         let gigabytes = |bytes: u64| bytes as f64 / 1e9;
         bail!(
-            "{}: its {} pictures take {:.1} GB decoded, and {:.1} GB of memory are free; take fewer, or scale \
+            "{}: its {} pictures take {:.1} GB decoded{}, and {:.1} GB of memory are free; take fewer, or scale \
              them down to twice the network's input (four times of it and more is done while reading)",
             folder.dir.display(),
             folder.coco.images.len(),
             gigabytes(needed),
+            if n_processes > 1 { format!(" in {n_processes} processes") } else { String::new() },
             gigabytes(free)
         );
     }
@@ -352,6 +374,16 @@ mod tests {
         let refused = load(&folder, &large, None, ScoreBands { positive: 0.45, ignore: 0.2 }).err().unwrap();
         let text = format!("{refused:#}");
         assert!(text.contains("its 2 pictures take 3000.0 GB decoded") && text.contains("scale them down"), "{text}");
+    }
+
+    #[test]
+    fn pictures_of_another_size_than_their_labels_are_refused() {
+        let (_dir, mut folder) = folder();
+        let (width, height) = (folder.coco.images[1].width, folder.coco.images[1].height);
+        (folder.coco.images[1].width, folder.coco.images[1].height) = (height, width);
+        let refused = load(&folder, &spec(&["a"]), None, ScoreBands { positive: 0.45, ignore: 0.2 }).err().unwrap();
+        let text = format!("{refused:#}");
+        assert!(text.contains(&format!("has {width}x{height} pixels, its labels are for {height}x{width}")), "{text}");
     }
 
     #[test]

@@ -8,7 +8,6 @@ use anyhow::Result;
 use fovea::detection::Detection;
 use fovea::eval::{CocoEvaluator, CocoImage, EvalReport};
 use fovea::frame::Letterbox;
-use fovea::images;
 use fovea::pipeline::detector::to_frame;
 use fovea::postprocess::Postprocessor;
 use fovea::preprocess::Preprocessor;
@@ -97,7 +96,7 @@ fn detect(
     let inputs: Result<Vec<(Vec<u8>, Letterbox)>> = images
         .par_iter()
         .map(|image| {
-            let picture = images::open(&folder.image_path(&image.file_name))?;
+            let picture = folder.picture(image)?;
             let mut pixels = vec![0; size.0 * size.1 * 3];
             let picture = picture.as_picture();
             let letterbox = Preprocessor::new(size).run(&picture, &mut pixels);

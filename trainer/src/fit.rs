@@ -175,13 +175,13 @@ pub(crate) fn fit(
             let row = progress.row(done, rate_of(config, iteration));
             run.log.as_mut().map_or(Ok(()), |log| log.append(done, &row))?;
         }
-        if done % config.checkpoint_every == 0 && done < end {
-            run.save(done)?;
-            progress.forget_time();
-        }
-        if config.eval_every > 0 && done % config.eval_every == 0 && done < config.iterations {
-            // The checkpoint has to know what was measured: a run that goes on from it would take a worse network for the best.
-            if progress.bar.suspend(|| run.measure(done))?.is_some() {
+        let is_checkpoint_due = done % config.checkpoint_every == 0 && done < end;
+        let is_evaluation_due = config.eval_every > 0 && done % config.eval_every == 0 && done < config.iterations;
+        if is_checkpoint_due || is_evaluation_due {
+            // Measured first: the checkpoint has to know what was, as a run that goes on from it would take a worse network for
+            // the best; and a run that is killed while it measures goes on from before, and measures.
+            let is_measured = is_evaluation_due && progress.bar.suspend(|| run.measure(done))?.is_some();
+            if is_checkpoint_due || is_measured {
                 run.save(done)?;
             }
             progress.forget_time();
@@ -274,8 +274,8 @@ impl<'a> Run<'a> {
         let measured = measured?;
         say!("iteration {done}: {}", summary(&measured));
         log.append_eval(done, &measured)?;
-        let ap = measured.ap.unwrap_or(0.0) as f32;
-        if self.best.is_none_or(|best| ap > best.ap) {
+        let ap = measured.ap.map(|ap| ap as f32);
+        if let Some(ap) = ap.filter(|ap| self.best.is_none_or(|best| *ap > best.ap)) {
             checkpoint::save_average(&self.dir.best(), &mut self.model, &mut self.optimizer, done)?;
             self.best = Some(Best { iteration: done, ap });
         }

@@ -10,6 +10,9 @@ use rand_chacha::ChaCha8Rng;
 use rayon::prelude::*;
 use std::fmt::Write as _;
 
+/// So few pictures tell little, whatever the bootstrap says: it draws from them.
+const FEW_PICTURES: usize = 100;
+
 /// Draws of the bootstrap.
 const N_DRAWS: usize = 200;
 
@@ -30,6 +33,9 @@ pub(crate) struct Comparison {
     /// The mean, then every class.
     rows: Vec<Row>,
     limits: Limits,
+    n_pictures: usize,
+    /// Classes of the model that the data set does not have.
+    unmeasured: Vec<String>,
 }
 
 #[derive(Debug)]
@@ -65,7 +71,13 @@ impl Comparison {
         for (idx, ((name, float), (_, int8))) in (1..).zip(float.per_class.iter().zip(&int8.per_class)) {
             rows.push(row(idx, name, *float, *int8));
         }
-        Self { rows, limits }
+        Self { rows, limits, n_pictures: float.images, unmeasured: Vec::new() }
+    }
+
+    /// Names the classes of the model that the data set does not have.
+    pub(crate) fn without(mut self, classes: &[String]) -> Self {
+        self.unmeasured.extend_from_slice(classes);
+        self
     }
 
     /// AP points that the mean loses; absent where there is nothing to measure on.
@@ -79,32 +91,34 @@ impl Comparison {
         let words: Vec<String> = beyond
             .map(|(row, loss)| {
                 let name = row.name.trim_matches('*');
-                format!("{name} {loss:.2} (standard error {:.2}, at most {:.2})", row.error, row.allowed)
+                format!("{name} {loss:.2} (standard error {}, at most {:.2})", row.error_text(), row.allowed)
             })
             .collect();
         (!words.is_empty()).then(|| words.join(", "))
     }
 
-    /// What there is to say where chance alone moves the mean by more than it may lose; else nothing.
-    pub(crate) fn doubt(&self) -> String {
-        let (error, limit) = (self.rows[0].error, self.limits.mean);
-        if error <= limit {
-            return String::new();
-        }
-        format!(
-            "The mean's standard error is {error:.2}, so {limit:.2} cannot be told from chance on so few pictures: measure on more \
-             (--val), or look at the table above and decide (--accept-loss). "
-        )
+    /// What there is to say where chance alone moves the mean by more than it may lose, or may do so.
+    fn uncertainty(&self) -> Option<String> {
+        let (error, limit, n) = (self.rows[0].error_text(), self.limits.mean, self.n_pictures);
+        (self.rows[0].error > limit || n < FEW_PICTURES)
+            .then(|| format!("On {n} pictures the mean's standard error is {error}: {limit:.2} cannot be told from chance"))
     }
 
-    /// Markdown, percent; below it the classes that pass because of what chance is allowed.
+    /// The same for a network that is refused, and what to do; empty where there is nothing to say.
+    pub(crate) fn doubt(&self) -> String {
+        let advice = "measure on more (--val), or look at the table above and decide (--accept-loss)";
+        self.uncertainty().map_or_else(String::new, |uncertainty| format!("{uncertainty}; {advice}. "))
+    }
+
+    /// Markdown, percent; below it the classes that pass because of what chance is allowed, those that were not measured, and
+    /// how much chance there is.
     pub(crate) fn table(&self) -> String {
         let percent = |value: Option<f64>| value.map_or("-".to_owned(), |v| format!("{:.1}", 100.0 * v));
         let head = "| class | boxes | AP float | AP int8 | loss | may lose | AP50 float | AP50 int8 |\n|---|---|---|---|---|---|---|---|\n";
         let mut table = head.to_owned();
         for row in &self.rows {
             let [a, b, c, d] = [row.float.ap, row.int8.ap, row.float.ap50, row.int8.ap50].map(percent);
-            let loss = row.loss.map_or("-".to_owned(), |loss| format!("{loss:.2} ± {:.2}", row.error));
+            let loss = row.loss.map_or("-".to_owned(), |loss| format!("{loss:.2} ± {}", row.error_text()));
             // Writing to a string cannot fail.
             let _ =
                 writeln!(table, "| {} | {} | {a} | {b} | {loss} | {:.2} | {c} | {d} |", row.name, row.float.boxes, row.allowed);
@@ -115,7 +129,26 @@ impl Comparison {
             let limit = self.limits.class;
             let _ = writeln!(table, "\nMore than {limit:.2} lost, within twice the standard error: {}.", names.join(", "));
         }
+        let empty = self.rows[1..].iter().filter(|row| row.loss.is_none()).map(|row| &row.name);
+        let unmeasured: Vec<&str> = self.unmeasured.iter().chain(empty).map(String::as_str).collect();
+        if !unmeasured.is_empty() {
+            let _ = writeln!(table, "\nNot measured, as the data set has no boxes of them: {}.", unmeasured.join(", "));
+        }
+        if let Some(uncertainty) = self.uncertainty() {
+            let _ = writeln!(table, "\n{uncertainty}.");
+        }
         table
+    }
+}
+
+impl Row {
+    /// The standard error; unknown where something is lost and every draw loses the same: all boxes are in one picture.
+    fn error_text(&self) -> String {
+        if self.error < 1e-9 && self.loss.is_some_and(|loss| loss.abs() > 1e-9) {
+            "?".to_owned()
+        } else {
+            format!("{:.2}", self.error)
+        }
     }
 }
 
@@ -188,13 +221,38 @@ mod tests {
         }
         let unlucky = evaluator(|class, id| (class, id) == (2, 3));
         let table = Comparison::new(&float, &unlucky, limits).table();
-        assert!(table.ends_with("\nMore than 1.00 lost, within twice the standard error: few.\n"), "{table}");
+        assert!(table.contains("\nMore than 1.00 lost, within twice the standard error: few.\n"), "{table}");
+        assert!(table.ends_with("cannot be told from chance.\n"), "{table}");
         let strictly = Comparison::new(&float, &unlucky, Limits { mean: 50.0, is_strict: true, ..limits }).refusal();
         assert!(strictly.is_some_and(|text| text.starts_with("few ")));
         let few = Comparison::new(&float, &unlucky, limits);
         assert!(few.doubt().contains("standard error"), "{}", few.table());
         assert_eq!(Comparison::new(&float, &float, limits).doubt(), "");
+        let partly = Comparison::new(&float, &float, limits).without(&["rare".to_owned()]).table();
+        assert!(partly.ends_with("\nNot measured, as the data set has no boxes of them: rare.\n"), "{partly}");
         // What int8 gains is no loss.
         assert!(Comparison::new(&evaluator(|_, id| id % 2 == 0), &float, limits).refusal().is_none());
+    }
+
+    /// Where all boxes are in one picture, no draw tells how sure a loss is; and few pictures say little even if nothing is lost.
+    #[test]
+    fn what_the_draws_cannot_tell_is_said() {
+        let limits = Limits { mean: 0.5, class: 1.0, is_strict: false };
+        let evaluator = |n_images: u64, n_found: u32| {
+            let images: Vec<_> =
+                (0..n_images).map(|id| serde_json::json!({"id": id, "file_name": "", "width": 99, "height": 99})).collect();
+            let bbox = |n: u32| [f64::from(30 * n), 2.0, 20.0, 40.0];
+            let labels: Vec<_> = (0..3).map(|n| serde_json::json!({"image_id": 0, "category_id": 1, "bbox": bbox(n)})).collect();
+            let coco = serde_json::json!({"images": images, "annotations": labels, "categories": [{"id": 1, "name": "a"}]});
+            let mut evaluator = CocoEvaluator::new(&CocoDataset::parse(&coco.to_string()).unwrap());
+            let found: Vec<_> = (0..n_found).map(|n| (1, 0.5, bbox(n))).collect();
+            evaluator.add(0, &found).unwrap();
+            evaluator
+        };
+        let lost = Comparison::new(&evaluator(200, 3), &evaluator(200, 2), limits);
+        assert!(lost.table().contains("| a | 3 | 100.0 | 66.3 | 33.66 ± ? | 1.00 |"), "{}", lost.table());
+        assert!(lost.refusal().is_some_and(|text| text.contains("standard error ?")));
+        let few = Comparison::new(&evaluator(5, 3), &evaluator(5, 3), limits);
+        assert!(few.refusal().is_none() && few.table().contains("On 5 pictures"), "{}", few.table());
     }
 }

@@ -28,6 +28,12 @@ struct Lost {
     source: std::io::Error,
 }
 
+/// How many processes of this run are on this machine: what `LOCAL_WORLD_SIZE` of `torchrun` says, else all of them.
+pub(crate) fn on_this_machine() -> Result<u64> {
+    let said = number("LOCAL_WORLD_SIZE")?;
+    Ok(said.or(number("WORLD_SIZE")?).map_or(1, |n| n.max(1) as u64))
+}
+
 /// The processes of a run, seen from one of them.
 #[derive(Debug)]
 pub(crate) struct Peers {

@@ -11,6 +11,9 @@ use std::collections::HashMap;
 /// Index into [`Pickle::values`]. Containers hold indices, so that shared and cyclic values need no counting.
 pub(crate) type Id = usize;
 
+/// Of a class, with its module, in bytes.
+const LONGEST_NAME: usize = 4096;
+
 /// A value as the file describes it.
 #[derive(Debug, Clone, PartialEq)]
 pub(crate) enum Value<'a> {
@@ -209,7 +212,10 @@ impl<'a> Machine<'a> {
             0x93 => {
                 let (name, module) = (self.pop()?, self.pop()?);
                 match (&self.values[module], &self.values[name]) {
-                    (Value::Text(module), Value::Text(name)) => self.push(Value::Name(format!("{module}.{name}"))),
+                    // Names are copies: a short file could ask for many long ones.
+                    (Value::Text(module), Value::Text(name)) if module.len() + name.len() <= LONGEST_NAME => {
+                        self.push(Value::Name(format!("{module}.{name}")));
+                    }
                     _ => bail!("a class without a name"),
                 }
             }
@@ -386,6 +392,15 @@ mod tests {
         let Value::Call { function, args, .. } = pickle.get(pickle.root) else { panic!("{:?}", pickle.get(pickle.root)) };
         assert_eq!(pickle.name(*function), Some("posix.system"));
         assert_eq!(pickle.text(pickle.items(*args)[0]), Some("true"));
+    }
+
+    /// Names are copies; a text that is remembered could be copied again and again.
+    #[test]
+    fn long_names_are_refused() {
+        let text = |len: u32| [b"X".as_slice(), &len.to_le_bytes(), &vec![b'a'; len as usize]].concat();
+        let named = |len: u32| [b"\x80\x04".as_slice(), &text(len), b"\x94", &text(1), b"\x93."].concat();
+        assert!(Pickle::read(&named(100)).is_ok());
+        assert!(Pickle::read(&named(1 << 20)).is_err());
     }
 
     #[test]

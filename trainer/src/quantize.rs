@@ -63,7 +63,8 @@ pub(crate) fn quantize_convs(graph: &Graph, folded: &Folded) -> BTreeMap<String,
         .convs()
         .map(|conv| {
             let folded = &folded[&conv.name];
-            let scales: Vec<f32> = folded.rows().map(best_scale).collect();
+            let least = least_of(folded);
+            let scales: Vec<f32> = folded.rows().map(|row| best_scale(row, least)).collect();
             let rows = folded.rows().zip(&scales);
             let weights = rows.flat_map(|(row, &scale)| row.iter().map(move |&w| quantize(w, scale))).collect();
             (conv.name.clone(), QuantConv { weights, scales })
@@ -73,8 +74,9 @@ pub(crate) fn quantize_convs(graph: &Graph, folded: &Folded) -> BTreeMap<String,
 
 /// The weights of a convolution as they are once quantised.
 pub(crate) fn rounded(conv: &FoldedConv) -> Vec<f32> {
+    let least = least_of(conv);
     let of_row = |row: &[f32]| {
-        let scale = best_scale(row);
+        let scale = best_scale(row, least);
         row.iter().map(|&w| f32::from(quantize(w, scale)) * scale).collect::<Vec<f32>>()
     };
     conv.rows().flat_map(of_row).collect()
@@ -84,13 +86,23 @@ fn quantize(weight: f32, scale: f32) -> i8 {
     (weight / scale).round_ties_even().clamp(-127.0, 127.0) as i8
 }
 
-fn best_scale(row: &[f32]) -> f32 {
-    let largest = row.iter().fold(0.0_f32, |largest, w| largest.max(w.abs()));
+fn largest_of(weights: &[f32]) -> f32 {
+    weights.iter().fold(0.0, |largest, w| largest.max(w.abs()))
+}
+
+/// What the largest weight of a row counts as at least: next to the others the weights of a nearly dead filter are nothing,
+/// but its bias, in steps of their scale, has to fit 32 bits.
+fn least_of(conv: &FoldedConv) -> f32 {
+    (largest_of(&conv.weights) / 16384.0).max(1e-8)
+}
+
+fn best_scale(row: &[f32], least: f32) -> f32 {
+    let largest = largest_of(row);
     if largest == 0.0 {
         // Any scale is right for the weights; the bias counts in steps of it and has to fit 32 bits.
         return 1.0 / 128.0;
     }
-    let largest = largest.max(1e-8);
+    let largest = largest.max(least);
     let error = |scale: f32| -> f64 { row.iter().map(|&w| f64::from(w - f32::from(quantize(w, scale)) * scale).powi(2)).sum() };
     let shares = (70..=100_u8).rev().map(|percent| largest * f32::from(percent) / (100.0 * 127.0));
     shares.map(|scale| (scale, error(scale))).min_by(|a, b| a.1.total_cmp(&b.1)).map_or(largest / 127.0, |best| best.0)
@@ -100,13 +112,28 @@ fn best_scale(row: &[f32]) -> f32 {
 mod tests {
     use super::*;
 
+    /// A filter that is nearly dead has a bias all the same, in steps of its scale.
+    #[test]
+    fn biases_of_nearly_dead_filters_fit_32_bits() {
+        for largest in [0.0, 1e-38, 1e-12, 1e-7, 1e-4] {
+            let weights = [[0.5_f32; 9], [largest; 9]].concat();
+            let conv = FoldedConv { weights, bias: vec![0.3; 2] };
+            let steps = conv.rows().map(|row| 0.3 / (0.02 * best_scale(row, least_of(&conv))));
+            assert!(steps.into_iter().all(|steps| steps < 1e9), "{largest}");
+            assert!(rounded(&conv).iter().zip(&conv.weights).all(|(a, b)| (a - b).abs() < 0.5 / 127.0), "{largest}");
+        }
+    }
+
     #[test]
     fn weights_come_back_within_half_a_step() {
         let row: Vec<f32> = (0..64_u8).map(|i| (f32::from(i) - 31.5) / 100.0).collect();
-        let scale = best_scale(&row);
+        let scale = best_scale(&row, 1e-8);
         for &w in &row {
             assert!((w - f32::from(quantize(w, scale)) * scale).abs() <= 0.51 * scale, "{w} at {scale}");
         }
-        assert!(best_scale(&[0.0; 9]) > 1e-3, "a bias of a dead filter, in steps of this times the input's scale, fits 32 bits");
+        assert!(
+            best_scale(&[0.0; 9], 1e-8) > 1e-3,
+            "a bias of a dead filter, in steps of this times the input's scale, fits 32 bits"
+        );
     }
 }

@@ -40,8 +40,12 @@ pub(crate) struct Targets {
 pub(crate) fn assign(sample: &Sample, anchors: &[BBox], n_classes: usize, params: &MatchParams) -> Targets {
     let mut classes = vec![BACKGROUND; anchors.len() * n_classes];
     let objects: Vec<_> = sample.labels.iter().filter(|label| label.kind == LabelKind::Object).collect();
+    let ends = sample.regions.iter().map(|region| (region.area.x2, region.area.y2));
+    let (right, bottom) = ends.fold((0.0_f32, 0.0_f32), |(right, bottom), (x2, y2)| (right.max(x2), bottom.max(y2)));
     for (anchor, row) in anchors.iter().zip(classes.chunks_exact_mut(n_classes)) {
         let (cx, cy) = anchor.center();
+        // Cells at the right and at the bottom may reach beyond the input: they are its border's.
+        let (cx, cy) = (cx.clamp(0.0, (right - 0.5).max(0.0)), cy.clamp(0.0, (bottom - 0.5).max(0.0)));
         let region = sample.regions.iter().find(|r| cx >= r.area.x1 && cx < r.area.x2 && cy >= r.area.y1 && cy < r.area.y2);
         let Some(region) = region.or(sample.regions.first()) else { continue };
         for (target, &known) in row.iter_mut().zip(&region.is_known) {
@@ -125,6 +129,19 @@ mod tests {
         assert_eq!(targets.classes, want);
         let on: Vec<usize> = targets.positives.iter().map(|positive| positive.0).collect();
         assert_eq!(on, [0, 1]);
+    }
+
+    /// The lower right quarter of a mosaic does not know class 0; neither do the anchors whose centres lie beyond it.
+    #[test]
+    fn anchors_beyond_the_input_know_what_its_border_knows() {
+        let quarter = |x: f32, y: f32, known: bool| Region { area: BBox::new(x, y, x + 50.0, y + 50.0), is_known: vec![known] };
+        let regions =
+            vec![quarter(0.0, 0.0, true), quarter(50.0, 0.0, true), quarter(0.0, 50.0, true), quarter(50.0, 50.0, false)];
+        let sample = Sample { pixels: Vec::new(), labels: Vec::new(), regions };
+        let at = |x: f32, y: f32| BBox::new(x - 8.0, y - 8.0, x + 8.0, y + 8.0);
+        let anchors = [at(20.0, 20.0), at(80.0, 110.0), at(120.0, 80.0), at(110.0, 110.0), at(20.0, 110.0)];
+        let want = [BACKGROUND, IGNORED, IGNORED, IGNORED, BACKGROUND];
+        assert_eq!(assign(&sample, &anchors, 1, &PARAMS).classes, want);
     }
 
     #[test]

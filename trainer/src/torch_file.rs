@@ -114,12 +114,23 @@ fn entry(pickle: &Pickle<'_>, dict: Id, key: &str) -> Option<Id> {
     pickle.entries(dict)?.iter().find(|(name, _)| pickle.text(*name) == Some(key)).map(|(_, value)| *value)
 }
 
+/// What a parameter holds.
+fn unwrapped(pickle: &Pickle<'_>, mut id: Id) -> Id {
+    while let Value::Call { function, args, .. } = pickle.get(id)
+        && pickle.name(*function) == Some("torch._utils._rebuild_parameter")
+        && let &[data, ..] = pickle.items(*args)
+        && data < id
+    {
+        id = data;
+    }
+    id
+}
+
 /// An array of floats; `None` for other values and for integers.
 fn array<'f>(pickle: &Pickle<'_>, id: Id, storage: &dyn Fn(&str) -> Option<&'f [u8]>) -> Result<Option<Array>> {
-    let Value::Call { function, args, state, .. } = pickle.get(id) else { return Ok(None) };
+    let Value::Call { function, args, state, .. } = pickle.get(unwrapped(pickle, id)) else { return Ok(None) };
     let args = pickle.items(*args);
     match (pickle.name(*function).unwrap_or_default(), args) {
-        ("torch._utils._rebuild_parameter", &[data, ..]) if data < id => array(pickle, data, storage),
         ("torch._utils._rebuild_tensor_v2", &[stored, offset, shape, strides, ..]) => {
             let damaged = || "its description is damaged".to_owned();
             let Value::Persistent(stored) = pickle.get(stored) else { bail!(damaged()) };

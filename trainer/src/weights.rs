@@ -96,8 +96,14 @@ pub(crate) fn read_initial(path: &Path) -> Result<Weights> {
         other => bail!("{}: input.order {other:?}, expected RGB or BGR", json.display()),
     };
     let Some(mut stem) = weights.remove("stem.weight") else { return Ok(weights) };
+    if !matches!(stem.shape[..], [_, 3, _, _]) {
+        bail!("{}: `stem.weight` is of {:?}, expected [channels, 3, height, width]", path.display(), stem.shape);
+    }
     let none = Array { shape: vec![stem.shape[0]], data: vec![0.0; stem.shape[0]] };
     let mut bias = weights.remove("stem.bias").unwrap_or(none);
+    if bias.data.len() != stem.shape[0] {
+        bail!("{}: `stem.bias` has {} values for {} channels", path.display(), bias.data.len(), stem.shape[0]);
+    }
     let area = stem.shape[2] * stem.shape[3];
     let foreign = stem.data.clone();
     for (out, shift) in bias.data.iter_mut().enumerate() {
@@ -121,6 +127,20 @@ pub(crate) fn read_initial(path: &Path) -> Result<Weights> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_stem_of_another_shape_is_refused() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("stem.safetensors");
+        let input = serde_json::json!({"input": {"order": "BGR", "mean": [1.0, 2.0, 3.0], "scale": [1.0, 1.0, 1.0]}});
+        std::fs::write(path.with_extension("json"), input.to_string()).unwrap();
+        for shape in [vec![24, 1, 3, 3], vec![24, 9]] {
+            let data = vec![0.5; shape.iter().product()];
+            write(&path, &Weights::from([("stem.weight".to_owned(), Array { shape, data })]), HashMap::new()).unwrap();
+            let error = read_initial(&path).unwrap_err().to_string();
+            assert!(error.contains("`stem.weight`") && error.contains("[channels, 3, height, width]"), "{error}");
+        }
+    }
 
     #[test]
     fn a_foreign_stem_sees_the_same_picture() {

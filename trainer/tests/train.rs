@@ -462,6 +462,15 @@ fn labels_of_a_teacher(model: &Path, data: &Path, dir: &Path) {
     std::fs::write(partly.join("annotations.json"), own.to_string()).unwrap();
     let scored = dir.join("scored.json");
     assert_done(&label(Some(&partly.join("annotations.json")), &scored));
+    // Where none of the pictures is, nothing is written: a file without pictures would say that nothing is there.
+    let nowhere = dir.join("nowhere");
+    std::fs::create_dir_all(&nowhere).unwrap();
+    let lost = dir.join("lost.json");
+    let mut command = program();
+    command.args(["pseudo-label", "--threads", "1", "--teacher"]).arg(model).arg("--images").arg(&nowhere);
+    let refused = command.arg("--out").arg(&lost).arg("--annotations").arg(partly.join("annotations.json")).output().unwrap();
+    assert_eq!(refused.status.code(), Some(1), "{}", stderr(&refused));
+    assert!(stderr(&refused).contains("pictures can be read") && !lost.exists(), "{}", stderr(&refused));
     let completed = coco(&scored);
     let teacher = &completed["info"]["teachers"][0];
     assert!(teacher["sha256"].as_str().is_some_and(|digest| digest.len() == 64), "{teacher}");

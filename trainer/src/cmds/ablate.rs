@@ -414,7 +414,7 @@ impl<'a> Row<'a> {
 
     /// One value for each run that did not diverge.
     fn values(&self, of: Figure) -> Vec<f64> {
-        self.runs.iter().filter(|run| run.diverged.is_none()).map(|run| of(run).unwrap_or(0.0)).collect()
+        self.runs.iter().filter(|run| run.diverged.is_none()).filter_map(of).collect()
     }
 
     /// What there is to say beside the numbers.
@@ -504,8 +504,11 @@ fn markdown(table: &Table, rows: &[Row<'_>]) -> String {
         .iter()
         .filter_map(|(name, of)| {
             let (deviation, freedom) = pooled(rows, *of)?;
-            let n = rows.iter().map(|row| row.values(*of).len()).filter(|&n| n > 1).min()?;
-            let least = t_quantile(freedom) * deviation * (2.0 / n as f64).sqrt();
+            // Of the two rows with the fewest runs.
+            let mut counts: Vec<usize> = rows.iter().map(|row| row.values(*of).len()).filter(|&n| n > 0).collect();
+            counts.sort_unstable();
+            let variance: f64 = counts.get(..2)?.iter().map(|&n| 1.0 / n as f64).sum();
+            let least = t_quantile(freedom) * deviation * variance.sqrt();
             Some(format!("{name} {:.1}", 100.0 * least))
         })
         .collect();
@@ -612,7 +615,8 @@ mod tests {
     #[test]
     fn a_table_says_what_diverged_and_what_differs() {
         let table: Table = toml::from_str(
-            "title = 'T'\ncolumns = ['x']\n[[variants]]\nname = 'p'\ncells = ['1']\n[[variants]]\nname = 'q'\ncells = ['2']\n",
+            "title = 'T'\ncolumns = ['x']\n[[variants]]\nname = 'p'\ncells = ['1']\n[[variants]]\nname = 'q'\ncells = ['2']\n\
+             [[variants]]\nname = 'r'\ncells = ['3']\n",
         )
         .unwrap();
         let run = |ap: f64| Finished {
@@ -627,14 +631,16 @@ mod tests {
         let rows = [
             Row { variant: &table.variants[0], runs: vec![run(0.1), run(0.2)], n_seeds: 2 },
             Row { variant: &table.variants[1], runs: vec![fell], n_seeds: 2 },
+            Row { variant: &table.variants[2], runs: vec![Finished { ap75: None, ..run(0.3) }], n_seeds: 2 },
         ];
         let text = markdown(&table, &rows);
         for part in [
             "| 1 | 15.0 ± 7.1 | 15.0 ± 7.1 | 15.0 ± 7.1 |  |",
             "| 2 | - | - | - | **diverged** at step 7 (1 of 1 runs); 1 of 2 runs done |",
             "2 seeds, 9 steps, measured on 5 pictures",
-            // 12.706 x 7.07.
-            "AP 89.8",
+            "| 3 | 30.0 | 30.0 | - | 1 of 2 runs done |",
+            // 12.706 x 7.07 x sqrt(1 + 1/2).
+            "AP 110.0",
         ] {
             assert!(text.contains(part), "{part:?} is not in\n{text}");
         }

@@ -2,6 +2,7 @@
 
 use super::quantize::{Work, measure, write_model};
 use crate::export::float_model;
+use crate::files::write_atomic;
 use crate::fold::fold;
 use crate::gate::{Comparison, Limits};
 use crate::graph::Graph;
@@ -10,9 +11,11 @@ use crate::request::Request;
 use crate::spec::ModelSpec;
 use crate::weights;
 use anyhow::{Context, Result};
-use fovea::eval::EvalReport;
+use fovea::eval::{CocoEvaluator, EvalReport};
 use fovea::executor::onnx;
 use fovea::images::Degradation;
+use fovea::pipeline::detector::read_network;
+use fovea::retinanet::Manifest;
 use std::path::{Path, PathBuf};
 
 /// Arguments of `fovea-train card`.
@@ -42,10 +45,13 @@ impl Args {
         for dir in &self.models {
             println!("# {}\n", name_of(dir));
             let int8 = measure(dir, &self.data, None, "int8")?;
-            if let Some(float) = self.float(dir)? {
+            if let Some((float, is_quantized)) = self.float(dir)? {
                 // As the gate of `quantize`.
                 let limits = Limits { mean: 0.5, class: 1.0, is_strict: false };
-                println!("{}", Comparison::new(&float, &int8.evaluator, limits).table());
+                println!("{}", Comparison::new(&float, &int8.evaluator, limits).without(&int8.unknown_to_data).table());
+                if is_quantized {
+                    println!("Float is the network that was trained with quantisation, without its rounding.\n");
+                }
             } else {
                 say!("{}: no weights.safetensors with a model.toml: float is not measured", dir.display());
             }
@@ -64,8 +70,9 @@ impl Args {
         Ok(())
     }
 
-    /// Measures the float network that the folder has weights for.
-    fn float(&self, dir: &Path) -> Result<Option<fovea::eval::CocoEvaluator>> {
+    /// Measures the float network that the folder has weights for, by the rules of its manifest; whether it was trained with
+    /// quantisation.
+    fn float(&self, dir: &Path) -> Result<Option<(CocoEvaluator, bool)>> {
         let (weights, model) = (dir.join("weights.safetensors"), dir.join("model.toml"));
         if !(weights.exists() && model.exists()) {
             return Ok(None);
@@ -75,7 +82,10 @@ impl Args {
         let folded = fold(&graph, &weights::read(&weights)?.weights).with_context(|| weights.display().to_string())?;
         let work = Work::at(std::env::temp_dir().join(format!("fovea-card-{}", std::process::id())))?;
         write_model(&work.0, &spec, "float", &onnx::encode(&float_model(&graph, &spec, &folded, &[])), None)?;
-        Ok(Some(measure(&work.0, &self.data, None, "float")?.evaluator))
+        let (own, ..) = read_network(dir)?;
+        let manifest = Manifest { postprocess: own.postprocess, ..read_network(&work.0)?.0 };
+        write_atomic(&work.0.join("manifest.toml"), manifest.to_toml().as_bytes())?;
+        Ok(Some((measure(&work.0, &self.data, None, "float")?.evaluator, spec.quantized)))
     }
 }
 

@@ -7,7 +7,7 @@ use crate::data::progress;
 use crate::files::{list_pictures, write_atomic};
 use crate::fusion::{Found, fuse};
 use crate::request::Request;
-use anyhow::{Context, Result, anyhow};
+use anyhow::{Context, Result, anyhow, bail};
 use fovea::detection::{BBox, Detection};
 use fovea::eval::{CocoDataset, CocoImage, IGNORE_FROM, OBJECT_FROM};
 use fovea::images::{self, RgbPicture};
@@ -135,6 +135,12 @@ impl Args {
             Ok(())
         })?;
         let lines: Vec<&Line> = names.iter().filter_map(|name| lines.get(name)).collect();
+        if let Some(error) = lines.iter().find_map(|line| line.error.as_ref())
+            && lines.iter().all(|line| line.error.is_some())
+        {
+            // A file without pictures would say of all of them that nothing is there.
+            bail!("{}: none of {} pictures can be read ({error}); check --images", self.images.display(), lines.len());
+        }
         write_atomic(&self.out, serde_json::to_string(&targets.labels(&lines, info))?.as_bytes())?;
         std::fs::remove_file(&journal.path).ok();
         targets.report(&lines);
@@ -239,7 +245,13 @@ impl Args {
 
 impl Teacher {
     fn open(dir: &Path, classes: &[String]) -> Result<Self> {
-        let postprocess = PostprocessOptions { score_threshold: Some(VIEW_THRESHOLD), ..PostprocessOptions::default() };
+        // All that it can see, whatever its manifest wants to be shown: what is not found counts as not there.
+        let postprocess = PostprocessOptions {
+            score_threshold: Some(VIEW_THRESHOLD),
+            classes: read_network(dir)?.0.classes,
+            min_box_size: Some(0.0),
+            ..PostprocessOptions::default()
+        };
         let detector =
             Detector::open(dir, &DetectorOptions { threads: 1, postprocess, allow_float: true, ..DetectorOptions::default() })?;
         let class_of = |name: &String| classes.iter().position(|class| class == name);

@@ -140,7 +140,8 @@ impl Args {
         let float_measured = measure(&float_dir, &self.val, None, "float")?;
         let int8_measured = measure(&int8_dir, &self.val, None, "int8")?;
         let limits = Limits { mean: self.max_loss, class: self.max_class_loss, is_strict: self.strict_classes };
-        let comparison = Comparison::new(&float_measured.evaluator, &int8_measured.evaluator, limits);
+        let comparison =
+            Comparison::new(&float_measured.evaluator, &int8_measured.evaluator, limits).without(&int8_measured.unknown_to_data);
         let table = comparison.table();
         println!("{table}");
         let Some(loss) = comparison.loss() else {
@@ -324,8 +325,17 @@ fn teachers_in(path: &Path) -> Option<String> {
 fn float_network(dir: &RunDir, spec: &ModelSpec, folded: &Folded) -> Result<(ModelSpec, Vec<u8>)> {
     let encode = |spec: &ModelSpec, folded: &Folded| onnx::encode(&float_model(&Graph::new(spec), spec, folded, &[]));
     let settings: toml::Table = std::fs::read_to_string(dir.config()).ok().and_then(|text| text.parse().ok()).unwrap_or_default();
-    let Some(start) = settings.get("qat").and_then(toml::Value::as_str).filter(|_| spec.quantized) else {
+    if !spec.quantized {
         return Ok((spec.clone(), encode(spec, folded)));
+    }
+    let Some(start) = settings.get("qat").and_then(toml::Value::as_str) else {
+        return Err(Request(format!(
+            "{}: it was trained with quantisation, but {} does not name the float run (`qat`) that int8 is held against; take the \
+             run's own folder",
+            dir.0.display(),
+            dir.config().display()
+        ))
+        .into());
     };
     let start = RunDir(start.into());
     let float_spec = ModelSpec { width: spec.width, height: spec.height, ..ModelSpec::read(&start.model())? };

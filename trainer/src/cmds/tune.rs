@@ -309,8 +309,12 @@ impl Args {
         let words = ["eval", "--run", &run_dir, "--data", &text(&val), "--json", &text(&json)].map(str::to_owned);
         run(words.into_iter().chain(self.machine(&["--device", "--threads"])))?;
         let report: serde_json::Value = serde_json::from_str(&std::fs::read_to_string(&json)?)?;
-        let value = |key: &str| report[key].as_f64().unwrap_or(0.0);
-        Ok((value("ap"), value("ap50")))
+        let value = |key: &str| {
+            report[key]
+                .as_f64()
+                .ok_or_else(|| anyhow!("{}: no picture has a completely labelled class of the network", val.display()))
+        };
+        Ok((value("ap")?, value("ap50")?))
     }
 
     /// The trials, best first.

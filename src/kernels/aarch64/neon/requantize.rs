@@ -64,12 +64,13 @@ impl Range {
         // SAFETY: 4, 8, 12 or 16 bytes, which the caller vouches for.
         unsafe {
             match N {
-                1 => vst1_lane_u32::<0>(out.cast(), vreinterpret_u32_u8(self.pack2(q[0], q[0]))),
+                // The words are not aligned.
+                1 => out.cast::<u32>().write_unaligned(vget_lane_u32::<0>(vreinterpret_u32_u8(self.pack2(q[0], q[0])))),
                 2 => vst1_u8(out, self.pack2(q[0], q[1])),
                 3 => {
                     let bytes = self.pack4([q[0], q[1], q[2], q[2]]);
                     vst1_u8(out, vget_low_u8(bytes));
-                    vst1q_lane_u32::<2>(out.add(8).cast(), vreinterpretq_u32_u8(bytes));
+                    out.add(8).cast::<u32>().write_unaligned(vgetq_lane_u32::<2>(vreinterpretq_u32_u8(bytes)));
                 }
                 _ => vst1q_u8(out, self.pack4(q)),
             }

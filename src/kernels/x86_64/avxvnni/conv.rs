@@ -1,4 +1,4 @@
-//! Convolution, direct: up to 4 pixels times up to 32 output channels in registers.
+//! Convolution, direct: up to 6 pixels times up to 32 output channels in registers.
 //!
 //! As on [`avx512vnni`](crate::kernels::x86_64::avx512vnni), with registers of 8 lanes. 32 channels x 3 pixels take 12 accumulators, a weight and
 //! three spread pixels: all 16 registers, and 7 loads for 12 dot products.

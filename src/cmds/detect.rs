@@ -21,18 +21,15 @@ use std::path::{Path, PathBuf};
 
 /// Arguments of `fovea detect`.
 #[derive(Debug, clap::Args)]
-#[command(
-    allow_negative_numbers = true,
-    after_help = "\
+#[command(after_help = "\
 Examples:
   fovea detect --model models/default street.jpg --out annotated
   fovea detect --model models/default street.jpg --json -
   fovea detect --model models/default *.jpg --digest
   fovea detect --model models/default street.jpg --classes person,car --class-threshold car=0.5
 
---json writes one line a picture, in the order given, to `-` as soon as it is there; boxes are [x1, y1, x2, y2] in pixels of the picture. A picture that \
-cannot be read is reported and left out, and the exit code is 1 then."
-)]
+--json writes one line a picture, in the order given, to `-` as soon as it is there; boxes are [x1, y1, x2, y2] in pixels of \
+the picture. A picture that cannot be read is reported and left out, and the exit code is 1 then.")]
 pub(crate) struct Args {
     /// Model folder: manifest.toml and the network that it names.
     #[arg(long, value_name = "DIR")]

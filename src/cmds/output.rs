@@ -225,18 +225,22 @@ pub(crate) struct Replacement {
 impl Replacement {
     fn begin(name: &Path) -> io::Result<Self> {
         let is_new = !name.exists();
-        if is_new {
+        let is_link = fs::symlink_metadata(name).is_ok_and(|metadata| metadata.is_symlink());
+        if is_new && is_link {
             File::create(name)?;
         }
         // A link stays a link.
-        let (name, path) = (name.to_owned(), name.canonicalize()?);
+        let path = if is_new && !is_link { name.to_owned() } else { name.canonicalize()? };
+        let name = name.to_owned();
         let mut hidden = OsString::from(".");
         hidden.push(path.file_name().unwrap_or_default());
         hidden.push(".partial");
         let partial = path.with_file_name(hidden);
         match File::create(&partial) {
             Ok(file) => {
-                file.set_permissions(fs::metadata(&path)?.permissions())?;
+                if let Ok(metadata) = fs::metadata(&path) {
+                    file.set_permissions(metadata.permissions())?;
+                }
                 Ok(Self { name, path, partial: Some(partial), file, is_new })
             }
             Err(error) if error.kind() == io::ErrorKind::PermissionDenied => {

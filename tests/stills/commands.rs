@@ -650,7 +650,7 @@ fn results_come_picture_by_picture_and_a_kill_leaves_them() {
     let folder = folder.path();
     assert!(Command::new("mkfifo").arg(folder.join("pipe.png")).status().expect("it runs").success());
     std::fs::write(folder.join("out.jsonl"), "of before\n").expect("a file");
-    for json in ["-", "out.jsonl"] {
+    for json in ["-", "out.jsonl", "new.jsonl"] {
         let mut command = Command::new(env!("CARGO_BIN_EXE_fovea"));
         command.args(["detect", "--model", "tiny", "a.png", "pipe.png", "--json", json]).current_dir(folder);
         let mut child = command.stdout(Stdio::piped()).stderr(Stdio::null()).spawn().expect("it starts");
@@ -666,7 +666,12 @@ fn results_come_picture_by_picture_and_a_kill_leaves_them() {
         child.wait().expect("it ends");
         if json != "-" {
             let read = |name: &str| std::fs::read_to_string(folder.join(name)).expect(name);
-            assert_eq!((read("out.jsonl").as_str(), read(".out.jsonl.partial")), ("of before\n", want));
+            if json == "new.jsonl" {
+                assert!(!folder.join(json).exists(), "nothing that looks like a result");
+                assert_eq!(read(".new.jsonl.partial"), want);
+            } else {
+                assert_eq!((read("out.jsonl").as_str(), read(".out.jsonl.partial")), ("of before\n", want));
+            }
         }
     }
 }

@@ -25,7 +25,7 @@ except OSError as error:
     yuv = None
     print(f"libyuv is left out: {error}")
 BOX = 3
-CASES = [((1280, 720), (320, 320)), ((1280, 720), (512, 288)), ((1920, 1080), (320, 320)), ((1920, 1080), (512, 288))]
+CASES = [(picture, size) for picture in [(1280, 720), (1920, 1080)] for size in [(320, 320), (512, 288), (576, 352)]]
 
 
 def letterbox(src, dst):

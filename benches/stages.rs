@@ -95,11 +95,11 @@ fn convolutions(criterion: &mut Criterion) {
 fn preprocessing(criterion: &mut Criterion) {
     let mut group = criterion.benchmark_group("preprocess");
     for (format, width, height, dst) in [
-        (PixelFormat::I420, 768, 576, (576, 320)),
+        (PixelFormat::I420, 768, 576, (576, 352)),
         (PixelFormat::Nv12, 1280, 720, (320, 320)),
         (PixelFormat::Nv12, 1920, 1080, (320, 320)),
-        (PixelFormat::Nv12, 1280, 720, (512, 288)),
-        (PixelFormat::Nv12, 1920, 1080, (512, 288)),
+        (PixelFormat::Nv12, 1280, 720, (576, 352)),
+        (PixelFormat::Nv12, 1920, 1080, (576, 352)),
         (PixelFormat::Yuy2, 640, 480, (416, 256)),
         (PixelFormat::Rgb, 1920, 1080, (416, 256)),
     ] {
